@@ -1,0 +1,46 @@
+/*
+ * System calls from coroutines: each queues one SQE (or a worker-thread item) and yields until its completion.
+ *
+ * Each returns the result, >= 0, or -errno. Short reads and writes are passed on as they are; callers loop. Memory
+ * named by the arguments must stay valid until the call returns. A call that aio_cancel() hits returns -ECANCELED.
+ */
+#pragma once
+#include "block/aio/coroutine.h"
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+/* @offset and lengths in bytes; @offset -1: the file position (pipes, terminals). @rw_flags: RWF_* of preadv2(2). */
+ssize_t aio_co_preadv(int fd, const struct iovec *iov, int niov, int64_t offset, int rw_flags);
+ssize_t aio_co_pwritev(int fd, const struct iovec *iov, int niov, int64_t offset, int rw_flags);
+int aio_co_fsync(int fd, bool datasync);
+int aio_co_fallocate(int fd, int mode, int64_t offset, int64_t length);
+
+/* Sockets. @fd may be blocking or not. */
+ssize_t aio_co_recv(int fd, void *buf, size_t size, int flags);
+ssize_t aio_co_recvmsg(int fd, struct msghdr *msg, int flags);
+ssize_t aio_co_sendmsg(int fd, const struct msghdr *msg, int flags);
+int aio_co_accept(int fd); /* a new fd, close-on-exec */
+int aio_co_connect(int fd, const struct sockaddr *addr, socklen_t len);
+int aio_co_poll(int fd, short events); /* revents of poll(2) */
+
+/*
+ * Cancels what @co waits for in one of the calls above or in aio_co_sleep_until(); that call then returns -ECANCELED,
+ * or its result where it had already completed. Nothing happens when it waits elsewhere. Loop's thread.
+ */
+void aio_cancel(Coroutine *co);
+
+/*
+ * Runs @fn(@opaque) on a worker thread and returns what it returned. For what has no SQE (open of a slow path,
+ * truncate, ioctl, getaddrinfo) and for long computation (compression). @fn touches nothing of the block graph.
+ * Workers are started on demand, at most 8, and leave after some idle seconds. Not cancellable.
+ */
+typedef int WorkerFn(void *opaque);
+int aio_co_worker(WorkerFn *fn, void *opaque);
+
+/*
+ * Bounce buffers (LAW 6): page-aligned, from per-loop pools of power-of-two classes, 4 KiB to 4 MiB, that keep a
+ * bounded amount for reuse. NULL when memory is short or @size is above 2 GiB; sizes in bytes, the same for get and put.
+ */
+void *aio_buf_get(Loop *loop, size_t size) G_GNUC_WARN_UNUSED_RESULT;
+void aio_buf_put(Loop *loop, void *buf, size_t size); /* takes NULL */
