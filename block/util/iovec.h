@@ -1,0 +1,27 @@
+/*
+ * Scatter-gather lists: slicing and copying. Offsets and sizes in bytes; no function here allocates.
+ */
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/uio.h>
+
+/* The sum of all lengths. */
+size_t iov_size(const struct iovec *iov, int niov);
+
+/*
+ * Describes @bytes bytes from @offset of @src's content in @dst, which has room for @max elements (@niov are always
+ * enough). Returns the number of elements used (0 for no bytes; empty elements are left out), or -1 when @src is
+ * shorter or @max too small. @dst may be @src itself.
+ */
+int iov_slice(struct iovec *dst, int max, const struct iovec *src, int niov, size_t offset, size_t bytes);
+
+/* Copy between a buffer and @bytes bytes from @offset of the list's content; return how many there were to copy. */
+size_t iov_to_buf(const struct iovec *iov, int niov, size_t offset, void *buf, size_t bytes);
+size_t iov_from_buf(const struct iovec *iov, int niov, size_t offset, const void *buf, size_t bytes);
+
+/* Fills @bytes bytes from @offset with @value; returns how many there were to fill. */
+size_t iov_memset(const struct iovec *iov, int niov, size_t offset, int value, size_t bytes);
+
+/* Are @bytes bytes from @offset all zero? What lies past the end counts as zero. */
+bool iov_is_zero(const struct iovec *iov, int niov, size_t offset, size_t bytes);
