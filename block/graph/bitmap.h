@@ -1,0 +1,56 @@
+/*
+ * Dirty bitmaps: which granules of a node were written since somebody last looked.
+ *
+ * A bitmap belongs to one node and grows with it. LAW 9: it may over-report, never under-report: bits are set when a
+ * write completes (or fails: then too), before its completion is reported.
+ */
+#pragma once
+#include "block/graph/node.h"
+#include "block/util/hbitmap.h"
+
+struct Bitmap {
+    Node *node;
+    char *name;           /* NULL: a job's own, invisible to clients */
+    HBitmap *bits;        /* byte offsets rounded to granules */
+    uint64_t granularity; /* bytes, a power of two */
+    bool enabled;         /* records writes */
+    bool persistent;      /* the format stores it */
+    bool inconsistent;    /* was in use when the image was last left: only good for removal */
+    bool readonly;        /* its image is read-only: writes cannot happen */
+    unsigned busy;        /* a job or export uses it: not to be changed by commands */
+    Bitmap *successor;    /* while frozen by a backup: records new writes in its place */
+    Bitmap *pre_freeze;   /* graph only */
+};
+
+/* @granularity in bytes (power of two, 512 to 2 GiB; 0: the node's cluster size within 4 KiB..64 KiB, or 64 KiB).
+ * @name NULL: anonymous. Enabled. NULL with @error in QEMU's words ("Bitmap already exists: x", "Granularity must be a
+ * power of 2" …). */
+Bitmap *bitmap_new(Node *node, uint64_t granularity, const char *name, GError **error);
+void bitmap_free(Bitmap *bitmap); /* removes it from its node; takes NULL */
+Bitmap *bitmap_find(Node *node, const char *name);
+/* For QMP arguments: "Dirty bitmap 'x' not found" etc. @ret_node may be NULL. */
+Bitmap *bitmap_lookup(Graph *graph, const char *node, const char *name, Node **ret_node, GError **error);
+
+enum { BITMAP_REFUSE_BUSY = 1, BITMAP_REFUSE_RO = 2, BITMAP_REFUSE_INCONSISTENT = 4, BITMAP_REFUSE_ALL = 7 };
+/* Refuses bitmaps that are in the named states, with QEMU's texts. */
+bool bitmap_check(const Bitmap *bitmap, unsigned refuse, GError **error);
+
+/* Freezes it for a backup: content stands still, writes go to a successor (enabled as the bitmap was). */
+bool bitmap_freeze(Bitmap *bitmap, GError **error);
+/* The backup worked: what the successor recorded is the bitmap now. */
+void bitmap_thaw_replace(Bitmap *bitmap);
+/* It did not: what the successor recorded is added to the old content. */
+void bitmap_thaw_merge(Bitmap *bitmap);
+
+void bitmap_set(Bitmap *bitmap, uint64_t offset, uint64_t bytes);
+void bitmap_reset(Bitmap *bitmap, uint64_t offset, uint64_t bytes); /* whole granules (or up to the end) only */
+uint64_t bitmap_count(const Bitmap *bitmap);                        /* dirty bytes, whole granules */
+/* @dst |= @src, of any nodes and granularities of equal size. */
+bool bitmap_merge(Bitmap *dst, const Bitmap *src, GError **error);
+
+/* For graph/io: marks all enabled bitmaps of @node. For resize: adapts them. */
+void node_mark_dirty(Node *node, uint64_t offset, uint64_t bytes);
+bool node_resize_bitmaps(Node *node, uint64_t size, GError **error);
+
+/* For query-block and friends: BlockDirtyInfo of every named bitmap, NULL when there is none. Caller frees. */
+BlockDirtyInfoList *bitmap_query(Node *node);

@@ -1,0 +1,19 @@
+/*
+ * Named devices: what QEMU's -drive makes. A name, a port and perhaps no medium.
+ */
+#pragma once
+#include "block/graph/port.h"
+
+struct Device {
+    char *id;        /* unique among devices and nodes */
+    Port *port;      /* port_node() is NULL: no medium */
+    bool removable;  /* a CD drive */
+    bool read_only;
+    char *qdev;      /* the guest device that issue-3 harnesses attach, NULL: none */
+};
+
+/* @node may be NULL: no medium. NULL with @error. */
+Device *device_co_new(Graph *graph, const char *id, Node *node, bool read_only, bool removable, GError **error);
+void device_co_free(Device *device);
+Device *device_find(Graph *graph, const char *id);
+void graph_foreach_device(Graph *graph, void (*fn)(Device *device, void *opaque), void *opaque);

@@ -1,0 +1,125 @@
+/*
+ * The contract between the graph and a driver.
+ *
+ * One designated-initialiser `const Driver driver_NAME` per driver; block/drivers/list.sh finds them and generates the
+ * list, so nothing includes a driver (LAW 1). A callback that is NULL forwards to the filtered child in a filter, and
+ * means "cannot" elsewhere, unless its comment says otherwise.
+ *
+ * Callbacks named co_* run in a coroutine on the node's loop and may yield. The graph hands them requests that are
+ * inside the node (except growing writes, see may_grow), aligned to limits.request_alignment and within max_transfer,
+ * and counts them in flight, so that a node is never closed or moved under one.
+ */
+#pragma once
+#include "block/graph/node.h"
+#include "block/graph/status.h"
+
+/* A buffer of a request: @size bytes scattered over @iov. Never owns its memory. */
+typedef struct IoVec {
+    const struct iovec *iov;
+    int n;
+    size_t size; /* bytes in all of iov */
+} IoVec;
+
+/* Flags of requests. */
+typedef enum ReqFlags {
+    REQ_FUA = 1 << 0,              /* durable when it completes */
+    REQ_MAY_UNMAP = 1 << 1,        /* write-zeroes may deallocate */
+    REQ_NO_FALLBACK = 1 << 2,      /* write-zeroes: fast or -ENOTSUP, never written-out zeroes */
+    REQ_WRITE_UNCHANGED = 1 << 3,  /* visible data stays the same: needs PERM_WRITE_UNCHANGED only, dirties no bitmap */
+    REQ_WRITE_COMPRESSED = 1 << 4, /* store compressed: whole clusters only */
+    REQ_SERIALISING = 1 << 5,      /* waits for overlapping requests and holds later ones up */
+    REQ_PREFETCH = 1 << 6,         /* read for its side effect; the buffer may be NULL */
+} ReqFlags;
+
+/* What an image is created with. Strings borrowed; NULL or 0 means "the format's default". */
+typedef struct CreateOptions {
+    uint64_t size;             /* bytes */
+    const char *backing_file;  /* written into the header as it is */
+    const char *backing_format;
+    uint64_t cluster_size;     /* bytes */
+    int version;               /* qcow2: 2 or 3 */
+} CreateOptions;
+
+struct Driver {
+    const char *name;          /* as in BlockdevDriver; a second name can have its own Driver with the same callbacks */
+    size_t state_size;         /* bytes of node->state */
+    bool is_format;            /* an image format over a file child */
+    bool is_filter;            /* same data as its ROLE_FILTERED child at the same offsets */
+    bool is_protocol;          /* a leaf: where bytes come from outside */
+    bool may_grow;             /* a write past the end grows it (files); others get requests cut at their size */
+    bool internal;             /* not for blockdev-add: jobs' filters */
+    bool supports_backing;     /* takes a backing child */
+
+    /* ---- life ---- */
+    /* Opens children (node_co_open_child), reads headers, sets size through co_getlength later, limits and
+     * supported_*_flags here. On failure undoes its own state; the graph drops the children. */
+    bool (*co_open)(Node *node, const BlockdevOptions *options, GError **error);
+    /* Writes out caches and releases state; the graph flushes the node before and its children after. Cannot fail. */
+    void (*co_close)(Node *node);
+    /* Bytes; NULL: the primary child's size. Called after open and after truncate. -errno on failure. */
+    int64_t (*co_getlength)(Node *node);
+    /* Fills in node->limits beyond what the graph merged from the children. NULL: nothing to add. Never yields. */
+    void (*refresh_limits)(Node *node);
+
+    /* ---- permissions: LAW 4 ---- */
+    /* What @node needs on @child (role @role) when its own parents together take @perm and share @shared. NULL: the
+     * defaults of perm_default() (perm.h) for filters and formats. Must be a pure function. */
+    void (*child_perm)(Node *node, const Child *child, ChildRole role, unsigned perm, unsigned shared,
+                       unsigned *ret_perm, unsigned *ret_shared);
+    /* Prepare, commit, abort a new pair of cumulative permissions (the file driver's locks and reopen for writing). */
+    bool (*check_perm)(Node *node, unsigned perm, unsigned shared, GError **error);
+    void (*set_perm)(Node *node, unsigned perm, unsigned shared);
+    void (*abort_perm)(Node *node);
+
+    /* ---- data: 0 or -errno; offsets and bytes in bytes; buffer is @vec from @vec_offset on ---- */
+    int (*co_preadv)(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
+    /* @flags: only those in node->supported_write_flags (the graph emulates FUA by a flush otherwise). */
+    int (*co_pwritev)(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
+    /* -ENOTSUP: the graph writes zeroes out, unless REQ_NO_FALLBACK. */
+    int (*co_pwrite_zeroes)(Node *node, uint64_t offset, uint64_t bytes, ReqFlags flags);
+    /* A hint; -ENOTSUP counts as success. Only called when the node has discard=unmap. */
+    int (*co_pdiscard)(Node *node, uint64_t offset, uint64_t bytes);
+    /* One compressed cluster (or the image's tail): for REQ_WRITE_COMPRESSED. NULL: -ENOTSUP. */
+    int (*co_pwritev_compressed)(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset);
+    /* Writes the driver's own caches down; the graph flushes the children afterwards. */
+    int (*co_flush)(Node *node);
+    /* For protocols: makes everything durable that co_pwritev completed. Not called with cache.no-flush. */
+    int (*co_flush_to_disk)(Node *node);
+    /* What is known of [offset, offset + *ret->bytes) at this layer; sets ret->flags, bytes (>= 1), map, file. NULL: all
+     * data, or the child's answer in a filter. @want_zero false: no need to find zeroes out, only allocation. */
+    int (*co_block_status)(Node *node, bool want_zero, uint64_t offset, uint64_t bytes, BlockStatus *ret);
+    /* @exact: fail rather than round. The graph checks permissions before and updates node->size after. */
+    bool (*co_truncate)(Node *node, uint64_t size, bool exact, PreallocMode prealloc, ReqFlags flags, GError **error);
+
+    /* ---- images and names ---- */
+    /* Score 0 (no) to 100 for a file that begins with @buf. Formats only. */
+    int (*probe)(const uint8_t *buf, size_t size);
+    /* Protocol: makes the file. Format: lays the image out on @file, which is open, writable and empty. */
+    bool (*co_create)(Graph *graph, const char *filename, Port *file, const CreateOptions *options, GError **error);
+    /* Protocols: "nbd" when names "nbd:…" belong to it (the full scheme up to the colon), NULL-terminated list. */
+    const char *const *schemes;
+    /* Turns such a name into options; caller frees the result. */
+    BlockdevOptions *(*parse_filename)(const char *filename, GError **error);
+
+    /* ---- facts for queries ---- */
+    /* Fills in what it knows: cluster size, compressed, corrupt, … */
+    void (*get_info)(Node *node, struct NodeInfo *info);
+    /* Format specific part of ImageInfo, or NULL. Caller frees. */
+    ImageInfoSpecific *(*get_specific_info)(Node *node);
+};
+
+typedef struct NodeInfo {
+    uint32_t cluster_size;   /* bytes, 0: none */
+    uint64_t allocated_size; /* bytes on disk; UINT64_MAX: unknown */
+    bool is_dirty, is_corrupt;
+    bool zero_init;          /* reads as zeroes where nothing was written since creation */
+    const char *backing_filename, *backing_format; /* as the header says, borrowed from the node, NULL: none */
+} NodeInfo;
+
+/* The generated list, NULL-terminated. */
+extern const Driver *const driver_list[];
+/* By name; NULL when there is none. The graph storey reaches drivers only through this list, set at start. */
+void driver_set_list(const Driver *const *list);
+const Driver *driver_find(const char *name);
+/* The best match for a file that begins with @buf; raw's driver when nothing matches. */
+const Driver *driver_probe(const uint8_t *buf, size_t size);

@@ -1,0 +1,12 @@
+/*
+ * Making images by name, as drive-mirror and drive-backup do with mode=absolute-paths.
+ */
+#pragma once
+#include "block/graph/driver.h"
+
+/*
+ * Creates @filename in format @format (e.g. "qcow2", "raw"). Refused by name where the format has no such option; a
+ * half-made file is removed. Prints nothing.
+ */
+bool image_co_create(Graph *graph, const char *filename, const char *format, const CreateOptions *options,
+                     GError **error);

@@ -1,0 +1,39 @@
+/*
+ * The request pipeline: what happens to a request at every node it passes.
+ *
+ * Requests walk edges: a driver sends them to its children through child_co_*(). Each step checks the edge's
+ * permission (assert: a parent must hold what it uses), counts the request in flight, aligns it (read-modify-write
+ * through a bounce buffer where a write does not fit request_alignment), splits it at the node's limits, keeps it apart
+ * from overlapping serialising ones, and after a write dirties the node's bitmaps. Reads past the end of a node give
+ * zeroes up to request_alignment; anything else out of range is -EIO. Everyone outside the graph uses a Port.
+ *
+ * All: 0 or -errno, bytes, from coroutines.
+ */
+#pragma once
+#include "block/graph/driver.h"
+
+int child_co_preadv(Child *child, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
+int child_co_pwritev(Child *child, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset,
+                     ReqFlags flags);
+int child_co_pwrite_zeroes(Child *child, uint64_t offset, uint64_t bytes, ReqFlags flags);
+int child_co_pdiscard(Child *child, uint64_t offset, uint64_t bytes);
+/* Flushes the node's caches, then its children, then the disk; skipped when nothing was written since the last. */
+int child_co_flush(Child *child);
+bool child_co_truncate(Child *child, uint64_t size, bool exact, PreallocMode prealloc, ReqFlags flags, GError **error);
+
+/* The same for one flat buffer. */
+int child_co_pread(Child *child, uint64_t offset, uint64_t bytes, void *buf, ReqFlags flags);
+int child_co_pwrite(Child *child, uint64_t offset, uint64_t bytes, const void *buf, ReqFlags flags);
+
+/* An IoVec over one buffer: `IoVec v; struct iovec i; iovec_one(&v, &i, buf, size)`. */
+static inline void iovec_one(IoVec *vec, struct iovec *iov, void *buf, size_t size)
+{
+    *iov = (struct iovec){.iov_base = buf, .iov_len = size};
+    *vec = (IoVec){.iov = iov, .n = 1, .size = size};
+}
+
+int node_co_flush(Node *node);
+/* Re-reads the size from the driver and tells parents and bitmaps when it changed. */
+int node_co_refresh_size(Node *node);
+/* Merges the children's limits and asks the driver. Never yields. */
+void node_refresh_limits(Node *node);
