@@ -17,6 +17,16 @@ typedef void CoroutineEntry(void *opaque);
  */
 Coroutine *coroutine_start(Loop *loop, CoroutineEntry *entry, void *opaque);
 
+/*
+ * May one more be started on behalf of a client? A loop has room for some 16,000 at a time. Whoever starts one for each
+ * request of a peer asks first and makes the peer wait when it is false (there are far tighter limits a connection).
+ * coroutine_start() itself never refuses, for what the process needs to go on; it aborts only when memory is out.
+ */
+bool coroutine_available(const Loop *loop);
+
+/* How many coroutines of @loop have been started and have not ended. */
+unsigned coroutine_count(const Loop *loop);
+
 /* The running coroutine; asserts that there is one. */
 Coroutine *coroutine_self(void);
 

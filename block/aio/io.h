@@ -40,7 +40,8 @@ int aio_co_worker(WorkerFn *fn, void *opaque);
 
 /*
  * Bounce buffers (LAW 6): page-aligned, from per-loop pools of power-of-two classes, 4 KiB to 4 MiB, that keep a
- * bounded amount for reuse. NULL when memory is short or @size is above 2 GiB; sizes in bytes, the same for get and put.
+ * bounded amount for reuse. NULL when memory is short or @size is above 2 GiB; sizes in bytes, the same for get and
+ * put.
  */
 void *aio_buf_get(Loop *loop, size_t size) G_GNUC_WARN_UNUSED_RESULT;
 void aio_buf_put(Loop *loop, void *buf, size_t size); /* takes NULL */

@@ -53,6 +53,7 @@ typedef struct Timer {
     TimerFn *fire;
     void *opaque;
     int64_t deadline; /* ns, INT64_MAX when not armed */
+    uint64_t order;   /* of its arming: equal deadlines fire in this order; private to the loop */
     guint slot;       /* position in the loop's heap, private to the loop */
 } Timer;
 

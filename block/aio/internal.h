@@ -1,0 +1,139 @@
+/*
+ * What the files of block/aio share. Nothing above this storey includes it: liburing is this room's business.
+ */
+#pragma once
+#include "block/aio/context.h"
+#include "block/aio/coroutine.h"
+#include "block/aio/loop.h"
+#include <liburing.h>
+#include <pthread.h>
+
+/* What a coroutine waits for: who may resume it. */
+typedef enum CoWait {
+    CO_RUNNING, /* or has started somebody who runs */
+    CO_READY,   /* on a ready queue */
+    CO_YIELDED, /* coroutine_wake() */
+    CO_LOCK,    /* on a CoQueue */
+    CO_SLEEP,   /* its timer */
+    CO_IO,      /* the completion of its SQE */
+    CO_WORKER,  /* its work item */
+    CO_ENDED,   /* entry returned; in the pool or about to be freed */
+} CoWait;
+
+/* All fields: the loop's thread, which is the only one to touch a coroutine. */
+struct Coroutine {
+    Context context;
+    Loop *loop;
+    Coroutine *caller; /* whom it gives the thread back to; NULL: the thread's own stack */
+    Coroutine *next;   /* link in the one queue it is on: ready, a CoQueue, the pool */
+    CoWait wait;
+    bool cancelled; /* aio_cancel() hit the present CO_IO */
+    bool exclusive; /* CO_LOCK on a CoRwlock: wants to write */
+    int result;     /* of what it waited for */
+    Timer *timer;   /* CO_SLEEP: its timer, for aio_cancel() */
+    CoroutineEntry *entry;
+    void *opaque;
+    void *stack; /* the mapping, with the guard at its start */
+    unsigned valgrind_id;
+};
+
+typedef struct TimerHeap {
+    Timer **slots; /* binary heap by (deadline, order) */
+    guint used, room;
+} TimerHeap;
+
+/* Bytes of memory-backed I/O done on the loop's thread in one turn, see io.c: a millisecond or two. */
+#define INLINE_BUDGET (4 * 1024 * 1024)
+
+typedef struct Workers Workers;
+typedef struct BufPool BufPool;
+
+/* All fields: the loop's thread, but for the atomics. */
+struct Loop {
+    struct io_uring ring;
+    Context context; /* the thread's own stack */
+    pthread_t thread;
+    int64_t now[LOOP_CLOCK__MAX];
+    bool rate_manual;
+
+    CoQueue ready;      /* woken: run in this turn */
+    CoQueue ready_next; /* rescheduled: run in the next turn */
+    TurnEnd *turn_end_head, *turn_end_tail;
+    TurnEnd *turn_end_last; /* while they run: the last of this turn */
+
+    TimerHeap timers[LOOP_CLOCK__MAX];
+    uint64_t timer_order; /* of the next arming: equal deadlines fire in order of arming */
+
+    int64_t inline_budget;  /* bytes of I/O that may still be done at once in this turn, see io.c */
+    struct FileKind *kinds; /* indexed by fd, see io.c */
+    int n_kinds;
+
+    Coroutine *pool;
+    unsigned pooled; /* how many in pool */
+    unsigned live;   /* started and not ended */
+
+    int wake_fd; /* eventfd: loop_stop() and workers get the thread out of its wait */
+    uint64_t wake_count;
+    bool wake_armed;
+    bool stop;         /* atomic */
+    bool wake_pending; /* atomic: wake_fd has been written to and not yet read */
+
+    Workers *workers;
+    BufPool *bufs;
+};
+
+/* user_data of completions that no coroutine waits for; coroutines are aligned, so no pointer has these values. */
+enum {
+    UD_IGNORE = 0,
+    UD_WAKE = 1,
+};
+
+/* loop.c: never fails; submits what is queued when the queue is full. */
+struct io_uring_sqe *loop_sqe(Loop *loop);
+/* Gets the loop out of its wait. Any thread, async-signal-safe. */
+void loop_wake(Loop *loop);
+
+/* timer.c: reads the clocks; fires what is due; the ns until the next one is (0: now), -1 when none is armed. */
+void timers_update(Loop *loop);
+void timers_fire(Loop *loop);
+int64_t timers_wait_ns(Loop *loop);
+void timers_free(Loop *loop);
+
+/* coroutine.c: runs @co, which is switched out, until it yields or ends. From any stack of the loop's thread. */
+void co_resume(Coroutine *co);
+/* Gives the thread back to whoever resumed @self, for the reason @why. */
+void co_suspend(Coroutine *self, CoWait why);
+/* Appends to the ready queue; @co is switched out and on no queue. */
+void co_make_ready(Coroutine *co);
+void co_pool_free(Loop *loop);
+
+static inline void coqueue_push(CoQueue *queue, Coroutine *co)
+{
+    co->next = NULL;
+    if (queue->tail) {
+        queue->tail->next = co;
+    } else {
+        queue->head = co;
+    }
+    queue->tail = co;
+}
+
+static inline Coroutine *coqueue_pop(CoQueue *queue)
+{
+    Coroutine *co = queue->head;
+    if (co) {
+        queue->head = co->next;
+        if (!queue->head) {
+            queue->tail = NULL;
+        }
+        co->next = NULL;
+    }
+    return co;
+}
+
+/* workers.c */
+void workers_reap(Loop *loop); /* resumes the coroutines whose work is done */
+void workers_free(Loop *loop);
+
+/* bufpool.c */
+void bufpool_free(Loop *loop);

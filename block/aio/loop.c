@@ -1,0 +1,286 @@
+#include "block/aio/internal.h"
+#include "block/util/error.h"
+#include <errno.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+/*
+ * Submissions of one turn; a turn with more submits in between. Completions never outnumber the coroutines that wait
+ * for one (and the cancellations), so they find room even where nobody reaps between two submissions.
+ */
+#define SQ_ENTRIES 1024
+#define CQ_ENTRIES 32768
+
+static int ring_init(struct io_uring *ring)
+{
+    /*
+     * What spares interrupts and locks: one thread submits, and the kernel leaves completion work until that thread
+     * asks. Older kernels know fewer of these flags.
+     */
+    static const unsigned flags[] = {
+        IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN,
+        IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN,
+        0,
+    };
+    int ret = -EINVAL;
+    for (size_t i = 0; i < G_N_ELEMENTS(flags) && ret == -EINVAL; i++) {
+        struct io_uring_params params = {.flags = flags[i] | IORING_SETUP_CQSIZE, .cq_entries = CQ_ENTRIES};
+        ret = io_uring_queue_init_params(SQ_ENTRIES, ring, &params);
+    }
+    return ret;
+}
+
+static bool loop_setup(Loop *loop, GError **error)
+{
+    int ret = ring_init(&loop->ring);
+    if (ret == -ENOSYS || ret == -EPERM) {
+        return error_set_errno(error, -ret,
+                               "Cannot create an io_uring: the kernel or a seccomp filter does not allow it (see "
+                               "/proc/sys/kernel/io_uring_disabled and the container's seccomp profile)");
+    }
+    if (ret == -ENOMEM) {
+        return error_set_errno(error, -ret, "Cannot create an io_uring: check the limit of locked memory (ulimit -l)");
+    }
+    if (ret < 0) {
+        return error_set_errno(error, -ret, "Cannot create an io_uring");
+    }
+    const unsigned needed = IORING_FEAT_NODROP | IORING_FEAT_EXT_ARG | IORING_FEAT_RW_CUR_POS;
+    if ((loop->ring.features & needed) != needed) {
+        io_uring_queue_exit(&loop->ring);
+        return error_set(error, "Cannot use this kernel's io_uring: Linux 5.11 or later is needed");
+    }
+    /* Spares the kernel a look-up at each entry; older kernels do without. */
+    io_uring_register_ring_fd(&loop->ring);
+    loop->wake_fd = eventfd(0, EFD_CLOEXEC);
+    if (loop->wake_fd < 0) {
+        int errnum = errno;
+        io_uring_queue_exit(&loop->ring);
+        return error_set_errno(error, errnum, "Cannot create an eventfd");
+    }
+    return true;
+}
+
+Loop *loop_new(GError **error)
+{
+    Loop *loop = g_new0(Loop, 1);
+    if (!loop_setup(loop, error)) {
+        g_free(loop);
+        return NULL;
+    }
+    loop->thread = pthread_self();
+    context_init_thread(&loop->context);
+    timers_update(loop);
+    return loop;
+}
+
+void loop_free(Loop *loop)
+{
+    if (!loop) {
+        return;
+    }
+    g_assert(!coroutine_active() && loop->live == 0);
+    workers_free(loop);
+    io_uring_queue_exit(&loop->ring);
+    close(loop->wake_fd);
+    co_pool_free(loop);
+    bufpool_free(loop);
+    timers_free(loop);
+    g_free(loop->kinds);
+    g_free(loop);
+}
+
+static void submit_check(int ret)
+{
+    /*
+     * Interrupted, timed out, or short of memory or room for the moment: what was not taken stays queued and is offered
+     * again in the next turn.
+     */
+    if (ret < 0 && ret != -EINTR && ret != -ETIME && ret != -EAGAIN && ret != -EBUSY) {
+        g_error("io_uring_enter: %s", g_strerror(-ret));
+    }
+}
+
+struct io_uring_sqe *loop_sqe(Loop *loop)
+{
+    struct io_uring_sqe *sqe;
+    while (G_UNLIKELY(!(sqe = io_uring_get_sqe(&loop->ring)))) {
+        submit_check(io_uring_submit(&loop->ring));
+    }
+    return sqe;
+}
+
+void loop_wake(Loop *loop)
+{
+    /* One write until the loop has read it, however many threads have something to say. */
+    if (!__atomic_exchange_n(&loop->wake_pending, true, __ATOMIC_SEQ_CST)) {
+        int saved_errno = errno;
+        const uint64_t one = 1;
+        while (write(loop->wake_fd, &one, sizeof(one)) < 0 && errno == EINTR) {
+        }
+        errno = saved_errno;
+    }
+}
+
+void loop_stop(Loop *loop)
+{
+    __atomic_store_n(&loop->stop, true, __ATOMIC_SEQ_CST);
+    loop_wake(loop);
+}
+
+static void wake_arm(Loop *loop)
+{
+    struct io_uring_sqe *sqe = loop_sqe(loop);
+    io_uring_prep_read(sqe, loop->wake_fd, &loop->wake_count, sizeof(loop->wake_count), 0);
+    io_uring_sqe_set_data64(sqe, UD_WAKE);
+    loop->wake_armed = true;
+}
+
+static void woken(Loop *loop)
+{
+    loop->wake_armed = false;
+    /* First this, then a look at what there is to do: what comes later wakes again. */
+    __atomic_store_n(&loop->wake_pending, false, __ATOMIC_SEQ_CST);
+    workers_reap(loop);
+}
+
+static void reap(Loop *loop)
+{
+    struct io_uring_cqe *cqe;
+    /* What completes while these run, by a submission in between, waits for the next turn at the latest. */
+    for (unsigned left = io_uring_cq_ready(&loop->ring); left; left--) {
+        if (io_uring_peek_cqe(&loop->ring, &cqe) < 0) {
+            return;
+        }
+        const uint64_t data = io_uring_cqe_get_data64(cqe);
+        const int res = cqe->res;
+        io_uring_cqe_seen(&loop->ring, cqe);
+        if (data == UD_WAKE) {
+            woken(loop);
+        } else if (data != UD_IGNORE) {
+            Coroutine *co = (Coroutine *)(uintptr_t)data;
+            co->result = res;
+            co_resume(co);
+        }
+    }
+}
+
+static void run_ready(Loop *loop)
+{
+    Coroutine *co;
+    while ((co = coqueue_pop(&loop->ready))) {
+        co_resume(co);
+    }
+}
+
+/* Behind those that are ready already. */
+static void resume_rescheduled(Loop *loop)
+{
+    CoQueue queue = loop->ready_next;
+    loop->ready_next = (CoQueue){0};
+    if (!queue.head) {
+        return;
+    }
+    if (loop->ready.tail) {
+        loop->ready.tail->next = queue.head;
+    } else {
+        loop->ready.head = queue.head;
+    }
+    loop->ready.tail = queue.tail;
+}
+
+void loop_at_turn_end(Loop *loop, TurnEnd *te)
+{
+    if (te->queued) {
+        return;
+    }
+    te->queued = true;
+    te->next = NULL;
+    if (loop->turn_end_tail) {
+        loop->turn_end_tail->next = te;
+    } else {
+        loop->turn_end_head = te;
+    }
+    loop->turn_end_tail = te;
+}
+
+void loop_turn_end_cancel(Loop *loop, TurnEnd *te)
+{
+    if (!te->queued) {
+        return;
+    }
+    TurnEnd *before = NULL;
+    TurnEnd **link = &loop->turn_end_head;
+    while (*link != te) {
+        before = *link;
+        link = &before->next;
+    }
+    *link = te->next;
+    if (loop->turn_end_tail == te) {
+        loop->turn_end_tail = before;
+    }
+    if (loop->turn_end_last == te) {
+        loop->turn_end_last = before;
+    }
+    te->queued = false;
+}
+
+static void run_turn_ends(Loop *loop)
+{
+    /* One that queues itself again runs in the next turn: the last one of now marks the end. */
+    loop->turn_end_last = loop->turn_end_tail;
+    while (loop->turn_end_last) {
+        TurnEnd *te = loop->turn_end_head;
+        loop->turn_end_head = te->next;
+        if (!loop->turn_end_head) {
+            loop->turn_end_tail = NULL;
+        }
+        te->queued = false;
+        if (te == loop->turn_end_last) {
+            loop->turn_end_last = NULL;
+        }
+        te->fn(te->opaque);
+    }
+}
+
+static void submit_and_wait(Loop *loop)
+{
+    if (!loop->wake_armed) {
+        wake_arm(loop);
+    }
+    const bool stop = __atomic_load_n(&loop->stop, __ATOMIC_SEQ_CST);
+    const bool more = loop->ready.head || loop->ready_next.head || loop->turn_end_head;
+    const int64_t wait = stop || more ? 0 : timers_wait_ns(loop);
+    int ret;
+    if (wait < 0) {
+        ret = io_uring_submit_and_wait(&loop->ring, 1);
+    } else if (wait == 0) {
+        ret = io_uring_submit_and_get_events(&loop->ring);
+    } else {
+        struct __kernel_timespec ts = {.tv_sec = wait / 1000000000, .tv_nsec = wait % 1000000000};
+        struct io_uring_cqe *cqe;
+        ret = io_uring_submit_and_wait_timeout(&loop->ring, &cqe, 1, &ts, NULL);
+    }
+    submit_check(ret);
+}
+
+static void turn(Loop *loop)
+{
+    timers_update(loop);
+    loop->inline_budget = INLINE_BUDGET;
+    reap(loop);
+    resume_rescheduled(loop);
+    run_ready(loop);
+    timers_fire(loop);
+    run_ready(loop);
+    run_turn_ends(loop);
+    submit_and_wait(loop);
+}
+
+void loop_run(Loop *loop)
+{
+    g_assert(!coroutine_active() && pthread_equal(loop->thread, pthread_self()));
+    do {
+        turn(loop);
+    } while (!__atomic_exchange_n(&loop->stop, false, __ATOMIC_SEQ_CST));
+}
