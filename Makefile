@@ -1,5 +1,16 @@
 # storage-daemon: one non-recursive Makefile. Sources are found by folder; every storey is one archive, and a program or
-# test links its storey and those below, so a wrong dependency does not link.
+# test links its storey and those below, so a wrong dependency does not link. `make help` lists the targets.
+AFTER_DEPS := $(if $(filter deps,$(MAKECMDGOALS)),$(filter-out deps,$(MAKECMDGOALS)))
+ifneq ($(AFTER_DEPS),)
+# What is asked for besides deps needs what deps installs, from the first line of this file on: a second make does it.
+.PHONY: deps after-deps $(AFTER_DEPS)
+deps:
+	@sh tests/deps.sh
+after-deps: deps
+	+@$(MAKE) --no-print-directory $(AFTER_DEPS)
+$(AFTER_DEPS): after-deps ;
+else
+
 BUILD ?= build
 CC ?= gcc
 PKGS := glib-2.0 gio-2.0 json-glib-1.0 liburing libnbd zlib libzstd
@@ -25,6 +36,21 @@ DIR_daemon := daemon
 
 .PHONY: all
 all: $(BUILD)/storage-daemon $(BUILD)/storage-ctl
+
+.PHONY: help
+help:
+	@echo 'make                 storage-daemon and storage-ctl, in BUILD ($(BUILD))'
+	@echo 'make deps            install the Debian packages that building and testing need'
+	@echo 'make demo            mirror and back up a real file system image while a client writes to it'
+	@echo 'make check           all tests (ONLY=REGEX: those whose names match)'
+	@echo 'make check-asan      the same under AddressSanitizer and UndefinedBehaviorSanitizer, in build-asan'
+	@echo 'make check-seeds     the QEMU iotests that specify the project (SEEDS=DIR)'
+	@echo 'make fuzz            fuzz every parser for TIME=60 seconds (FUZZ=NAME: one), with clang, in build-fuzz'
+	@echo 'make bench           speed beside the peers (ROWS="NAME…": some of the rows)'
+	@echo 'make format lint     clang-format all sources; run the lints'
+	@echo 'make docs            docs/qmp-reference.md from the schema'
+	@echo 'make install         to $$(DESTDIR)$$(PREFIX), PREFIX=/usr/local'
+	@echo 'make clean           remove BUILD'
 
 # ---- generated code ------------------------------------------------------------------------------------------------
 SCHEMA := $(sort $(wildcard qapi/schema/*.json))
@@ -100,9 +126,85 @@ GRAPH_HELPERS := $(call obj,$(filter-out tests/graph/test-%,$(wildcard tests/gra
 $(BUILD)/tests/graph/test-%: $(BUILD)/obj/tests/graph/test-%.o $(GRAPH_HELPERS) $(call libs,graph)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
+# A fuzz target is tests/fuzz/STOREY-NAME.c with LLVMFuzzerTestOneInput() and a corpus in tests/fuzz/corpus/STOREY-NAME/.
+# Everywhere it is linked with a main() that replays the corpus; `make fuzz` links libFuzzer instead.
+FUZZ_TESTS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/fuzz/*-*.c))
+FUZZ_MAIN ?= $(BUILD)/obj/tests/fuzz/replay.o
+define fuzz_rule
+$(BUILD)/tests/fuzz/$(1)-%: $(BUILD)/obj/tests/fuzz/$(1)-%.o $(FUZZ_MAIN) $(call libs,$(1))
+	@mkdir -p $$(@D)
+	$$(CC) $$(LDFLAGS) $$(FUZZ_LDFLAGS) -o $$@ $$^ $$(LDLIBS)
+endef
+$(foreach s,$(STOREYS),$(eval $(call fuzz_rule,$(s))))
 .SECONDARY:
 
 .PHONY: tests-build
-tests-build: $(UNIT_TESTS) $(GRAPH_TESTS)
+tests-build: $(UNIT_TESTS) $(GRAPH_TESTS) $(FUZZ_TESTS)
+
+# Builds with all cores unless -j says otherwise; tests run on as many.
+JOBS ?= $(shell nproc)
+SUBMAKE = $(MAKE) --no-print-directory BUILD=$(BUILD) $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS))
+RUN_TESTS = $(PYTHON) tests/run.py --build $(BUILD) --jobs $(JOBS) $(if $(ONLY),--only '$(ONLY)')
+SEEDS ?= ../shared/seeds
+
+.PHONY: check check-asan check-seeds fuzz fuzz-build fuzz-run demo bench
+check:
+	+@$(SUBMAKE) all tests-build
+	@$(RUN_TESTS)
+
+check-asan:
+	+@SD_TIMEOUT=120 ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=0:allocator_may_return_null=1 \
+	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 G_SLICE=always-malloc \
+	$(MAKE) --no-print-directory BUILD=build-asan OPT='-O1 -g' \
+	SAN='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer' check
+
+check-seeds:
+	@test -x tests/iotests/run || { echo 'check-seeds: there is no tests/iotests/run in this tree: the harness that' \
+	'runs QEMU iotests on the daemon is the work of issue 3'; exit 1; }
+	+@$(SUBMAKE) all
+	@BUILD=$(BUILD) tests/iotests/run-seeds $(SEEDS)
+
+TIME ?= 60
+fuzz:
+	+@$(MAKE) --no-print-directory -j$(JOBS) BUILD=build-fuzz CC=clang OPT='-O1 -g' FUZZ_MAIN= FUZZ_LDFLAGS=-fsanitize=fuzzer \
+	SAN='-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined' fuzz-run
+fuzz-run: $(FUZZ_TESTS)
+	@for t in $(if $(FUZZ),$(BUILD)/tests/fuzz/$(FUZZ),$(FUZZ_TESTS)); do mkdir -p $$t.corpus; \
+	  $$t -max_total_time=$(TIME) -timeout=10 -rss_limit_mb=2048 -artifact_prefix=$$t- -print_final_stats=1 \
+	    $$t.corpus tests/fuzz/corpus/$$(basename $$t) || exit 1; done
+
+demo:
+	+@$(SUBMAKE) --silent all
+	@BUILD=$(BUILD) $(PYTHON) tests/demo/demo.py
+
+bench:
+	+@$(SUBMAKE) --silent all
+	@BUILD=$(BUILD) ROWS='$(ROWS)' $(PYTHON) tests/bench/bench.py
+
+# ---- the rest ----------------------------------------------------------------------------------------------------------
+.PHONY: deps format lint docs install clean
+deps:
+	@sh tests/deps.sh
+
+format:
+	clang-format -i $$(git ls-files -co --exclude-standard '*.c' '*.h')
+
+lint:
+	@$(PYTHON) tests/run.py --jobs $(JOBS) --verbose lint
+
+docs:
+	$(PYTHON) qapi/gen/generate.py --docs docs/qmp-reference.md $(SCHEMA)
+
+PREFIX ?= /usr/local
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/storage-daemon $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 755 $(BUILD)/storage-daemon $(BUILD)/storage-ctl $(DESTDIR)$(PREFIX)/bin
+	install -m 644 README.md LICENSE $(wildcard storage-daemon.conf.example docs/*.md) $(DESTDIR)$(PREFIX)/share/doc/storage-daemon
+	$(if $(wildcard docs/man/*.1),install -m 644 $(wildcard docs/man/*.1) $(DESTDIR)$(PREFIX)/share/man/man1)
+
+clean:
+	rm -rf $(BUILD)
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+
+endif
