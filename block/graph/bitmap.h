@@ -19,7 +19,10 @@ struct Bitmap {
     bool readonly;        /* its image is read-only: writes cannot happen */
     unsigned busy;        /* a job or export uses it: not to be changed by commands */
     Bitmap *successor;    /* while frozen by a backup: records new writes in its place */
-    Bitmap *pre_freeze;   /* graph only */
+    /* Called whenever a write has set bits, for a job that sleeps until there is something to copy. NULL: nobody. Must
+     * not yield, nor free the bitmap. */
+    void (*dirtied)(void *opaque);
+    void *opaque;
 };
 
 /* @granularity in bytes (power of two, 512 to 2 GiB; 0: the node's cluster size within 4 KiB..64 KiB, or 64 KiB).
@@ -30,6 +33,9 @@ void bitmap_free(Bitmap *bitmap); /* removes it from its node; takes NULL */
 Bitmap *bitmap_find(Node *node, const char *name);
 /* For QMP arguments: "Dirty bitmap 'x' not found" etc. @ret_node may be NULL. */
 Bitmap *bitmap_lookup(Graph *graph, const char *node, const char *name, Node **ret_node, GError **error);
+
+/* Is @name, which is not NULL, fit for a bitmap: neither empty nor longer than 1023 bytes? */
+bool bitmap_name_ok(const char *name, GError **error);
 
 enum { BITMAP_REFUSE_BUSY = 1, BITMAP_REFUSE_RO = 2, BITMAP_REFUSE_INCONSISTENT = 4, BITMAP_REFUSE_ALL = 7 };
 /* Refuses bitmaps that are in the named states, with QEMU's texts. */
@@ -42,6 +48,8 @@ void bitmap_thaw_replace(Bitmap *bitmap);
 /* It did not: what the successor recorded is added to the old content. */
 void bitmap_thaw_merge(Bitmap *bitmap);
 
+/* Does it, or its successor, record writes? */
+bool bitmap_recording(const Bitmap *bitmap);
 void bitmap_set(Bitmap *bitmap, uint64_t offset, uint64_t bytes);
 void bitmap_reset(Bitmap *bitmap, uint64_t offset, uint64_t bytes); /* whole granules (or up to the end) only */
 uint64_t bitmap_count(const Bitmap *bitmap);                        /* dirty bytes, whole granules */
