@@ -107,9 +107,8 @@ class Cmocka(Item):
         for line in self.output.splitlines():
             if m := re.match(r'1\.\.(\d+)', line):
                 planned += int(m[1])
-            elif m := re.match(r'(not )?ok (\d+)(?: - (.*))?', line):
-                name, skip, _ = (m[3] or m[2]).partition(' # SKIP')
-                cases.append((f'{self.name} {name.strip()}', SKIP if skip else FAIL if m[1] else PASS, ''))
+            elif m := re.match(r'(not )?ok (\d+)(?: # SKIP (.*)| - (.*))$', line):
+                cases.append((f'{self.name} {m[3] or m[4]}', SKIP if m[3] else FAIL if m[1] else PASS, ''))
         if len(cases) < planned:
             cases.append((self.name, FAIL, f'{planned - len(cases)} of {planned} cases did not report'))
         return cases
