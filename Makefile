@@ -81,10 +81,11 @@ SRC_export := $(wildcard $(DIR_export)/*.c)
 SRC_daemon := $(filter-out daemon/main.c daemon/ctl%.c,$(wildcard daemon/*.c)) $(GEN)/qapi/commands.c
 
 obj = $(patsubst $(GEN)/%.c,$(BUILD)/obj/gen/%.o,$(patsubst %.c,$(BUILD)/obj/%.o,$(filter-out $(GEN)/%,$(1))) $(filter $(GEN)/%,$(1)))
-$(BUILD)/obj/gen/%.o: $(GEN)/%.c $(GEN)/qapi/stamp
+# The stamp comes first, but only headers that changed (the .d files know them) make objects stale.
+$(BUILD)/obj/gen/%.o: $(GEN)/%.c | $(GEN)/qapi/stamp
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
-$(BUILD)/obj/%.o: %.c $(GEN)/qapi/stamp
+$(BUILD)/obj/%.o: %.c | $(GEN)/qapi/stamp
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
 
