@@ -22,6 +22,9 @@ CFLAGS += -std=gnu11 $(OPT) $(SAN) -Wall -Wextra -Werror -Wno-unused-parameter -
 	-Wstrict-prototypes -Wvla -fno-strict-aliasing -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -pthread -I. -I$(BUILD)/gen $(PKG_CFLAGS)
 LDFLAGS += $(SAN) -pthread
 LDLIBS += $(PKG_LIBS)
+# make V=1 shows the commands themselves.
+Q := $(if $(V),,@)
+say = @$(if $(V),:,echo "  $(1)")
 PYTHON ?= /usr/bin/python3
 
 STOREYS := util aio qapi graph drivers jobs export daemon
@@ -84,16 +87,19 @@ obj = $(patsubst $(GEN)/%.c,$(BUILD)/obj/gen/%.o,$(patsubst %.c,$(BUILD)/obj/%.o
 # The stamp comes first, but only headers that changed (the .d files know them) make objects stale.
 $(BUILD)/obj/gen/%.o: $(GEN)/%.c | $(GEN)/qapi/stamp
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
+	$(call say,CC $<)
+	$(Q)$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
 $(BUILD)/obj/%.o: %.c | $(GEN)/qapi/stamp
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
+	$(call say,CC $<)
+	$(Q)$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
 
 define archive
 OBJ_$(1) := $$(call obj,$$(SRC_$(1)))
 $(BUILD)/lib$(1).a: $$(OBJ_$(1))
+	$(call say,AR $$@)
 	@rm -f $$@
-	ar rcs $$@ $$^
+	$(Q)ar rcs $$@ $$^
 endef
 $(foreach s,$(STOREYS),$(eval $(call archive,$(s))))
 
@@ -109,10 +115,12 @@ below_daemon := daemon $(below_export)
 libs = $(patsubst %,$(BUILD)/lib%.a,$(below_$(1)))
 
 $(BUILD)/storage-daemon: $(BUILD)/obj/daemon/main.o $(call libs,daemon)
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(call say,LINK $@)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 CTL_SRCS := $(wildcard daemon/ctl*.c)
 $(BUILD)/storage-ctl: $(call obj,$(CTL_SRCS)) $(call libs,qapi)
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(call say,LINK $@)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # ---- tests -----------------------------------------------------------------------------------------------------------
 UNIT_TESTS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/unit/*.c))
@@ -120,13 +128,15 @@ GRAPH_TESTS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/graph/test-*.c))
 define unit_rule
 $(BUILD)/tests/unit/$(1)-%: $(BUILD)/obj/tests/unit/$(1)-%.o $(call libs,$(1))
 	@mkdir -p $$(@D)
-	$$(CC) $$(LDFLAGS) -o $$@ $$^ $$(LDLIBS) -lcmocka
+	$(call say,LINK $$@)
+	$(Q)$$(CC) $$(LDFLAGS) -o $$@ $$^ $$(LDLIBS) -lcmocka
 endef
 $(foreach s,$(STOREYS),$(eval $(call unit_rule,$(s))))
 GRAPH_HELPERS := $(call obj,$(filter-out tests/graph/test-%,$(wildcard tests/graph/*.c)))
 $(BUILD)/tests/graph/test-%: $(BUILD)/obj/tests/graph/test-%.o $(GRAPH_HELPERS) $(call libs,graph)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
+	$(call say,LINK $@)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
 # A fuzz target is tests/fuzz/STOREY-NAME.c with LLVMFuzzerTestOneInput() and a corpus in tests/fuzz/corpus/STOREY-NAME/.
 # Everywhere it is linked with a main() that replays the corpus; `make fuzz` links libFuzzer instead.
 FUZZ_TESTS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/fuzz/*-*.c))
@@ -134,7 +144,8 @@ FUZZ_MAIN ?= $(BUILD)/obj/tests/fuzz/replay.o
 define fuzz_rule
 $(BUILD)/tests/fuzz/$(1)-%: $(BUILD)/obj/tests/fuzz/$(1)-%.o $(FUZZ_MAIN) $(call libs,$(1))
 	@mkdir -p $$(@D)
-	$$(CC) $$(LDFLAGS) $$(FUZZ_LDFLAGS) -o $$@ $$^ $$(LDLIBS)
+	$(call say,LINK $@)
+	$(Q)$$(CC) $$(LDFLAGS) $$(FUZZ_LDFLAGS) -o $$@ $$^ $$(LDLIBS)
 endef
 $(foreach s,$(STOREYS),$(eval $(call fuzz_rule,$(s))))
 .SECONDARY:

@@ -5,11 +5,11 @@
 #include "block/graph/port.h"
 
 struct Device {
-    char *id;        /* unique among devices and nodes */
-    Port *port;      /* port_node() is NULL: no medium */
-    bool removable;  /* a CD drive */
+    char *id;       /* unique among devices and nodes */
+    Port *port;     /* port_node() is NULL: no medium */
+    bool removable; /* a CD drive */
     bool read_only;
-    char *qdev;      /* the guest device that issue-3 harnesses attach, NULL: none */
+    char *qdev; /* the guest device that issue-3 harnesses attach, NULL: none */
 };
 
 /* @node may be NULL: no medium. NULL with @error. */

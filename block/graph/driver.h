@@ -28,27 +28,28 @@ typedef enum ReqFlags {
     REQ_WRITE_UNCHANGED = 1 << 3,  /* visible data stays the same: needs PERM_WRITE_UNCHANGED only, dirties no bitmap */
     REQ_WRITE_COMPRESSED = 1 << 4, /* store compressed: whole clusters only */
     REQ_SERIALISING = 1 << 5,      /* waits for overlapping requests and holds later ones up */
-    REQ_PREFETCH = 1 << 6,         /* read for its side effect; the buffer may be NULL */
 } ReqFlags;
 
 /* What an image is created with. Strings borrowed; NULL or 0 means "the format's default". */
 typedef struct CreateOptions {
-    uint64_t size;             /* bytes */
-    const char *backing_file;  /* written into the header as it is */
+    uint64_t size;            /* bytes */
+    const char *backing_file; /* written into the header as it is */
     const char *backing_format;
-    uint64_t cluster_size;     /* bytes */
-    int version;               /* qcow2: 2 or 3 */
+    uint64_t cluster_size; /* bytes */
+    int version;           /* qcow2: 2 or 3 */
 } CreateOptions;
 
+typedef struct NodeInfo NodeInfo;
+
 struct Driver {
-    const char *name;          /* as in BlockdevDriver; a second name can have its own Driver with the same callbacks */
-    size_t state_size;         /* bytes of node->state */
-    bool is_format;            /* an image format over a file child */
-    bool is_filter;            /* same data as its ROLE_FILTERED child at the same offsets */
-    bool is_protocol;          /* a leaf: where bytes come from outside */
-    bool may_grow;             /* a write past the end grows it (files); others get requests cut at their size */
-    bool internal;             /* not for blockdev-add: jobs' filters */
-    bool supports_backing;     /* takes a backing child */
+    const char *name;      /* as in BlockdevDriver; a second name can have its own Driver with the same callbacks */
+    size_t state_size;     /* bytes of node->state */
+    bool is_format;        /* an image format over a file child */
+    bool is_filter;        /* same data as its ROLE_FILTERED child at the same offsets */
+    bool is_protocol;      /* a leaf: where bytes come from outside */
+    bool may_grow;         /* a write past the end grows it (files); others get requests cut at their size */
+    bool internal;         /* not for blockdev-add: jobs' filters */
+    bool supports_backing; /* takes a backing child */
 
     /* ---- life ---- */
     /* Opens children (node_co_open_child), reads headers, sets size through co_getlength later, limits and
@@ -85,8 +86,8 @@ struct Driver {
     int (*co_flush)(Node *node);
     /* For protocols: makes everything durable that co_pwritev completed. Not called with cache.no-flush. */
     int (*co_flush_to_disk)(Node *node);
-    /* What is known of [offset, offset + *ret->bytes) at this layer; sets ret->flags, bytes (>= 1), map, file. NULL: all
-     * data, or the child's answer in a filter. @want_zero false: no need to find zeroes out, only allocation. */
+    /* What is known of [offset, offset + *ret->bytes) at this layer; sets ret->flags, bytes (>= 1), map, file. NULL:
+     * all data, or the child's answer in a filter. @want_zero false: no need to find zeroes out, only allocation. */
     int (*co_block_status)(Node *node, bool want_zero, uint64_t offset, uint64_t bytes, BlockStatus *ret);
     /* @exact: fail rather than round. The graph checks permissions before and updates node->size after. */
     bool (*co_truncate)(Node *node, uint64_t size, bool exact, PreallocMode prealloc, ReqFlags flags, GError **error);
@@ -103,18 +104,18 @@ struct Driver {
 
     /* ---- facts for queries ---- */
     /* Fills in what it knows: cluster size, compressed, corrupt, … */
-    void (*get_info)(Node *node, struct NodeInfo *info);
+    void (*get_info)(Node *node, NodeInfo *info);
     /* Format specific part of ImageInfo, or NULL. Caller frees. */
     ImageInfoSpecific *(*get_specific_info)(Node *node);
 };
 
-typedef struct NodeInfo {
+struct NodeInfo {
     uint32_t cluster_size;   /* bytes, 0: none */
     uint64_t allocated_size; /* bytes on disk; UINT64_MAX: unknown */
     bool is_dirty, is_corrupt;
-    bool zero_init;          /* reads as zeroes where nothing was written since creation */
+    bool zero_init;                                /* reads as zeroes where nothing was written since creation */
     const char *backing_filename, *backing_format; /* as the header says, borrowed from the node, NULL: none */
-} NodeInfo;
+};
 
 /* The generated list, NULL-terminated. */
 extern const Driver *const driver_list[];
@@ -123,3 +124,5 @@ void driver_set_list(const Driver *const *list);
 const Driver *driver_find(const char *name);
 /* The best match for a file that begins with @buf; raw's driver when nothing matches. */
 const Driver *driver_probe(const uint8_t *buf, size_t size);
+/* The driver whose schemes name the part of @filename before its colon; NULL for plain paths. */
+const Driver *driver_for_scheme(const char *filename);

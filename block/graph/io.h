@@ -5,7 +5,8 @@
  * permission (assert: a parent must hold what it uses), counts the request in flight, aligns it (read-modify-write
  * through a bounce buffer where a write does not fit request_alignment), splits it at the node's limits, keeps it apart
  * from overlapping serialising ones, and after a write dirties the node's bitmaps. Reads past the end of a node give
- * zeroes up to request_alignment; anything else out of range is -EIO. Everyone outside the graph uses a Port.
+ * zeroes (a backing file may be shorter than its overlay); writes past it grow nodes whose driver may_grow and are -EIO
+ * elsewhere. Everyone outside the graph uses a Port, which checks the range.
  *
  * All: 0 or -errno, bytes, from coroutines.
  */

@@ -45,8 +45,8 @@ typedef enum ChildRole {
     ROLE_FILTERED = 1 << 2, /* the parent is a filter over it: same data at the same offsets */
     ROLE_COW = 1 << 3,      /* backing: read where the parent has nothing allocated */
     ROLE_PRIMARY = 1 << 4,  /* the one child that "file" usually names: followed for filenames and flush */
-    ROLE_IMAGE = ROLE_DATA | ROLE_METADATA | ROLE_PRIMARY,     /* the file child of an image format */
-    ROLE_FILTER = ROLE_DATA | ROLE_FILTERED | ROLE_PRIMARY,    /* the child of a filter */
+    ROLE_IMAGE = ROLE_DATA | ROLE_METADATA | ROLE_PRIMARY,  /* the file child of an image format */
+    ROLE_FILTER = ROLE_DATA | ROLE_FILTERED | ROLE_PRIMARY, /* the child of a filter */
 } ChildRole;
 
 /* ---- edges ------------------------------------------------------------------------------------------------------ */
@@ -55,43 +55,44 @@ typedef enum ChildRole {
  * What a parent outside the graph is told. Every callback may be NULL. None may yield; none may change the graph.
  */
 typedef struct ParentOps {
-    const char *what;                       /* "export", "device", "job": for error texts */
-    char *(*describe)(Child *child);        /* "NBD export 'x'": for error texts, caller frees */
-    void (*drained_begin)(Child *child);    /* send no new requests; balanced by drained_end */
+    const char *what;                    /* "export", "device", "job": for error texts */
+    char *(*describe)(Child *child);     /* "NBD export 'x'": for error texts, caller frees */
+    void (*drained_begin)(Child *child); /* send no new requests; balanced by drained_end */
     void (*drained_end)(Child *child);
-    bool (*drained_poll)(Child *child);     /* still busy? when it ends being so: graph_drain_kick() */
-    void (*node_changed)(Child *child);     /* child->node is another one now (or none) */
-    void (*resized)(Child *child);          /* the node's size changed */
+    bool (*drained_poll)(Child *child); /* still busy? when it ends being so: graph_drain_kick() */
+    void (*node_changed)(Child *child); /* child->node is another one now (or none) */
+    void (*resized)(Child *child);      /* the node's size changed */
 } ParentOps;
 
 struct Child {
-    Node *node;            /* whom the edge leads to; NULL only for an edge without a node (an empty device) */
-    Node *parent;          /* whose edge it is; NULL when the parent is outside the graph */
-    char *name;            /* "file", "backing", "children.0", "root" */
+    Node *node;   /* whom the edge leads to; NULL only for an edge without a node (an empty device) */
+    Node *parent; /* whose edge it is; NULL when the parent is outside the graph */
+    char *name;   /* "file", "backing", "children.0", "root" */
     ChildRole role;
     unsigned perm, shared; /* PERM_*: what commit() granted last */
     const ParentOps *ops;  /* NULL when parent is a node */
     void *opaque;          /* for ops' owner */
 
     /* graph/ only */
-    bool quiesced_parent;  /* the parent has been told drained_begin because of this edge */
-    bool frozen;           /* a job relies on it: transactions refuse to move it */
-    GList link;            /* in node->parents */
+    bool quiesced_parent;            /* the parent has been told drained_begin because of this edge */
+    bool frozen;                     /* a job relies on it: transactions refuse to move it */
+    GList link;                      /* in node->parents */
     unsigned want_perm, want_shared; /* asked for by an outside parent: commit() grants or refuses */
+    bool listed;                     /* in node->parents at the moment */
 };
 
 /* ---- nodes ------------------------------------------------------------------------------------------------------ */
 
 /* Constraints on what a driver's callbacks are handed; 0 means "no limit". Bytes. */
 typedef struct Limits {
-    uint32_t request_alignment;   /* power of two, >= 1: offset and size of every request */
-    uint32_t max_transfer;        /* read and write */
+    uint32_t request_alignment; /* power of two, >= 1: offset and size of every request */
+    uint32_t max_transfer;      /* read and write */
     uint32_t max_write_zeroes;
-    uint32_t write_zeroes_align;  /* what is worth splitting at; 0: request_alignment */
+    uint32_t write_zeroes_align; /* what is worth splitting at; 0: request_alignment */
     uint32_t max_discard;
     uint32_t discard_align;
-    uint32_t opt_transfer;        /* a hint for copies */
-    uint32_t min_mem_align;       /* of buffer addresses (O_DIRECT), 1 when there is none */
+    uint32_t opt_transfer;  /* a hint for copies */
+    uint32_t min_mem_align; /* of buffer addresses (O_DIRECT), 1 when there is none */
     int max_iov;
 } Limits;
 
@@ -115,45 +116,47 @@ typedef struct NodeFlags {
 } NodeFlags;
 
 struct Node {
-    char *name;             /* unique; "#blockNNN" when the user gave none */
+    char *name; /* unique; "#blockNNN" when the user gave none */
     const Driver *drv;
-    void *state;            /* the driver's own, drv->state_size bytes, zeroed before co_open */
+    void *state; /* the driver's own, drv->state_size bytes, zeroed before co_open */
     Graph *graph;
     Loop *loop;
     BlockdevOptions *options; /* as opened, for filenames and queries */
     NodeFlags flags;
     Limits limits;
-    uint64_t size;          /* bytes; kept by graph/ from the driver's answers */
-    char *exact_filename;   /* set by co_open of protocol drivers ("/img/a.raw", "nbd+unix:///x?socket=…"), else NULL */
-    char *format_hint;      /* backing format named in a header etc.: informational */
-    bool probed;            /* the format was guessed (raw then refuses writes that would look like another) */
-    bool implicit;          /* a filter that a job inserted without a name: queries skip it */
-    bool monitor_owned;     /* blockdev-add made it, blockdev-del takes it */
-    bool failed;            /* LAW 9: a flush failed; flushes and FUA writes fail until the node is reopened */
+    uint64_t size;        /* bytes; kept by graph/ from the driver's answers */
+    char *exact_filename; /* set by co_open of protocol drivers ("/img/a.raw", "nbd+unix:///x?socket=…"), else NULL */
+    char *format_hint;    /* backing format named in a header etc.: informational */
+    JsonNode *backing_extra; /* options to merge over those of the backing file named in the header; NULL: none */
+    bool probed;             /* the format was guessed (raw then refuses writes that would look like another) */
+    bool implicit;           /* a filter that a job inserted without a name: queries skip it */
+    bool monitor_owned;      /* blockdev-add made it, blockdev-del takes it */
+    bool failed;             /* LAW 9: a flush failed; flushes and FUA writes fail until the node is reopened */
     unsigned supported_write_flags, supported_zero_flags; /* REQ_* the driver's callbacks take themselves */
 
     /* edges */
-    GPtrArray *children;    /* of Child *, owned */
-    GQueue parents;         /* of Child *, borrowed */
-    Child *file;            /* the ROLE_PRIMARY child, NULL for leaves */
-    Child *backing;         /* the ROLE_COW child or NULL */
+    GPtrArray *children; /* of Child *, owned */
+    GQueue parents;      /* of Child *, borrowed */
+    Child *file;         /* the ROLE_PRIMARY child, NULL for leaves */
+    Child *backing;      /* the ROLE_COW child or NULL */
 
     /* requests: graph/io.c and drain.c only */
     unsigned in_flight;
-    unsigned quiesced;      /* nested drained sections on this node */
+    unsigned quiesced; /* nested drained sections on this node */
     struct TrackedRequest *tracked;
-    unsigned serialising;   /* how many of them serialise */
+    unsigned serialising; /* how many of them serialise */
+    uint64_t next_ticket;
     CoQueue overlap_waiters;
     uint64_t write_gen, flushed_gen; /* a flush is skipped when nothing was written since the last one */
     CoQueue flush_waiters;
     bool flushing;
 
-    GQueue bitmaps;         /* of Bitmap * */
+    GQueue bitmaps; /* of Bitmap * */
     IoStats stats;
     unsigned refs;
-    unsigned visited;       /* walk mark of permission computation */
+    guint link_id;                 /* order of creation */
+    unsigned visited;              /* walk mark of permission computation */
     unsigned cum_perm, cum_shared; /* granted to the parents together */
-    unsigned pending_perm, pending_shared;
 };
 
 /* ---- the graph -------------------------------------------------------------------------------------------------- */
@@ -185,11 +188,23 @@ void node_co_unref(Node *node);
 Node *node_co_open(Graph *graph, const BlockdevOptions *options, const NodeFlags *defaults, GError **error);
 
 /*
- * Opens by file name as QEMU's -drive and backing files do: @filename is a path, "json:{…}", "file:PATH" or a protocol's
- * "nbd:…" form. @format NULL: probe as QEMU does, and warn when it comes out raw. @node_name may be NULL.
+ * Opens by file name as QEMU's -drive and backing files do: @filename is a path, "json:{…}", "file:PATH" or a
+ * protocol's "nbd:…" form. @format NULL: probe as QEMU does, and warn when it comes out raw. @node_name may be NULL.
  */
 Node *node_co_open_filename(Graph *graph, const char *filename, const char *format, const char *node_name,
                             const NodeFlags *defaults, GError **error);
+
+/* Just the protocol node behind a name, without a format on top. */
+Node *node_co_open_protocol(Graph *graph, const char *filename, const NodeFlags *defaults, GError **error);
+
+/*
+ * node_co_open_filename() with more options, as -drive takes them: @extra (may be NULL, borrowed) is a tree with string
+ * scalars like
+ * {"node-name": "top", "cache": {"direct": "on"}, "backing": {"node-name": "base"}} merged over what the name says.
+ * A "backing" or "file" object without "driver" adds options to the child that the name or the image header gives.
+ */
+Node *node_co_open_filename_extra(Graph *graph, const char *filename, const char *format, JsonNode *extra,
+                                  const NodeFlags *defaults, GError **error);
 
 /*
  * For co_open of drivers: opens or looks up the node that @ref says and attaches it as child @name. The child inherits
@@ -205,7 +220,11 @@ Child *node_co_open_backing(Node *parent, const char *filename, const char *form
 Node *node_new_internal(Graph *graph, const Driver *drv, const char *name, const NodeFlags *flags, uint64_t size,
                         GError **error);
 
-/* ---- walks and facts ---------------------------------------------------------------------------------------------- */
+/* Frees all devices and drops what blockdev-add holds: for the end of the process, after jobs and exports are gone. */
+void graph_co_close_all(Graph *graph);
+
+/* ---- walks and facts ----------------------------------------------------------------------------------------------
+ */
 
 /* The child that a filter passes everything to, NULL when @node is no filter. */
 Child *node_filtered_child(Node *node);

@@ -19,7 +19,7 @@ typedef struct PortOps {
 } PortOps;
 
 struct Port {
-    Child *child;   /* the edge; child->node is NULL for an empty device */
+    Child *child; /* the edge; child->node is NULL for an empty device */
     const PortOps *ops;
     void *owner;
     Graph *graph;
@@ -31,7 +31,7 @@ struct Port {
     unsigned in_flight;
     unsigned quiesced;
     CoQueue waiting;
-    IoStats *stats;           /* of the first node below that is not implicit */
+    IoStats *stats; /* of the first node below that is not implicit */
 };
 
 /* Opens a port onto @node (a reference of its own; NULL: empty) with @perm and @shared. NULL with @error when another

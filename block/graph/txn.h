@@ -1,6 +1,6 @@
 /*
- * Graph transactions (LAW 4): edges change, permissions are computed over the result, drivers are asked, and then all of
- * it stays or none.
+ * Graph transactions (LAW 4): edges change, permissions are computed over the result, drivers are asked, and then all
+ * of it stays or none.
  *
  *     g_autoptr(GraphTxn) txn = graph_txn_new(graph);
  *     graph_txn_replace_node(txn, old, new);

@@ -1,0 +1,29 @@
+/*
+ * File names: "PATH", "json:{…}", "file:PATH", "nbd:…", and how they become options, and nodes names again.
+ *
+ * One of two rooms outside qapi/rt that look inside JSON trees: these names are JSON.
+ */
+#pragma once
+#include "block/graph/driver.h"
+#include <json-glib/json-glib.h>
+
+#define PROBE_SIZE 2048 /* bytes at the start of a file that probing looks at */
+
+/* Does the name or @extra (may be NULL) say the format, so that nothing is left to probe? */
+bool filename_names_format(const char *filename, JsonNode *extra);
+
+/* Options of just the protocol node that @filename names, with what @extra says of "file". NULL with @error. */
+BlockdevOptions *filename_protocol_options(const char *filename, JsonNode *extra, GError **error);
+
+/*
+ * Options of the whole tree: @format (NULL: the name says it) over the protocol, @extra merged in. What @extra says
+ * about a backing file without naming its driver goes to *@ret_backing_extra (the caller's) instead.
+ */
+BlockdevOptions *filename_options(const char *filename, const char *format, JsonNode *extra,
+                                  JsonNode **ret_backing_extra, GError **error);
+
+/* {"node-name": @name}; the caller's. */
+JsonNode *filename_extra_node_name(const char *name);
+
+/* A backing file name as @parent's header has it, relative to the folder of @parent's own file. Caller frees. */
+char *filename_resolve(Node *parent, const char *filename, GError **error);

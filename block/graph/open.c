@@ -1,0 +1,268 @@
+/*
+ * Opening: from options to a tree of nodes.
+ *
+ * Options say what a node is; what they leave open comes from defaults, which for a child depend on its parent and its
+ * role. A driver's co_open opens its children through here, so trees open themselves from the top down, and a failure
+ * anywhere takes back what was opened below it.
+ */
+#include "block/graph/filename.h"
+#include "block/graph/graph-int.h"
+
+/* Options over defaults. @options are complete, so a member that is there was meant. */
+static NodeFlags flags_resolve(const BlockdevOptions *options, const NodeFlags *defaults)
+{
+    NodeFlags f = defaults ? *defaults : (NodeFlags){0};
+
+    if (options->has_read_only)
+        f.read_only = options->read_only;
+    if (options->has_auto_read_only)
+        f.auto_read_only = options->auto_read_only;
+    if (options->has_force_share)
+        f.force_share = options->force_share;
+    if (options->has_discard)
+        f.discard_unmap = options->discard == BLOCKDEV_DISCARD_OPTIONS_UNMAP;
+    if (options->has_detect_zeroes)
+        f.detect_zeroes = options->detect_zeroes;
+    if (options->cache && options->cache->has_direct)
+        f.cache_direct = options->cache->direct;
+    if (options->cache && options->cache->has_no_flush)
+        f.cache_no_flush = options->cache->no_flush;
+    return f;
+}
+
+NodeFlags node_child_defaults(const Node *parent, ChildRole role)
+{
+    NodeFlags f = parent->flags;
+
+    f.detect_zeroes = BLOCKDEV_DETECT_ZEROES_OPTIONS_OFF; /* a property of the node that was told to */
+    if (role & ROLE_COW) {
+        /* Backing files are only read, whatever happens above. */
+        f.read_only = true;
+        f.auto_read_only = false;
+        f.discard_unmap = false;
+    } else if (!(role & ROLE_FILTERED)) {
+        /* Formats decide themselves what they discard in their files. */
+        f.discard_unmap = true;
+    }
+    return f;
+}
+
+static bool flags_check(const NodeFlags *f, GError **error)
+{
+    if (f->force_share && !f->read_only)
+        return error_set(error, "force-share=on can only be used with read-only images");
+    if (f->detect_zeroes == BLOCKDEV_DETECT_ZEROES_OPTIONS_UNMAP && !f->discard_unmap)
+        return error_set(error,
+                         "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap");
+    return true;
+}
+
+/* Takes a half-open node down again: its children, then itself. */
+static void node_co_discard(Node *node)
+{
+    g_autoptr(GraphTxn) txn = graph_txn_new(node->graph);
+
+    while (node->children->len)
+        graph_txn_detach(txn, g_ptr_array_index(node->children, node->children->len - 1));
+    if (!graph_txn_co_commit(txn, NULL))
+        g_assert_not_reached();
+    node_free(node);
+}
+
+/* What follows the driver's co_open and may still fail. */
+static bool node_co_settle(Node *node, GError **error)
+{
+    int ret;
+
+    node_refresh_limits(node);
+    ret = node_co_refresh_size(node);
+    if (ret < 0)
+        return error_set_errno(error, -ret, "Could not refresh total sector count");
+    return node_co_refresh_perms(node, error);
+}
+
+static Node *node_co_open_full(Graph *graph, const BlockdevOptions *options, const NodeFlags *defaults,
+                               JsonNode *backing_extra, GError **error)
+{
+    const char *name = qapi_BlockdevDriver_str(options->driver);
+    const Driver *drv = driver_find(name);
+    NodeFlags flags = flags_resolve(options, defaults);
+    Node *node;
+
+    if (!drv || drv->internal) {
+        error_set(error, "Unknown driver '%s'", name);
+        return NULL;
+    }
+    if (!flags_check(&flags, error))
+        return NULL;
+    node = node_alloc(graph, drv, options->node_name, &flags, error);
+    if (!node)
+        return NULL;
+    node->options = qapi_clone_BlockdevOptions(options);
+    node->backing_extra = backing_extra ? json_node_ref(backing_extra) : NULL;
+    if (drv->co_open && !drv->co_open(node, node->options, error)) {
+        node_co_discard(node);
+        return NULL;
+    }
+    if (!node_co_settle(node, error)) {
+        if (drv->co_close)
+            drv->co_close(node);
+        node_co_discard(node);
+        return NULL;
+    }
+    return node;
+}
+
+Node *node_co_open(Graph *graph, const BlockdevOptions *options, const NodeFlags *defaults, GError **error)
+{
+    return node_co_open_full(graph, options, defaults, NULL, error);
+}
+
+static Child *child_co_attach(Node *parent, const char *name, Node *node, ChildRole role, GError **error)
+{
+    g_autoptr(GraphTxn) txn = graph_txn_new(parent->graph);
+    Child *child = graph_txn_attach(txn, parent, name, node, role);
+    bool ok = graph_txn_co_commit(txn, error);
+
+    node_co_unref(node); /* the edge holds its own reference, or nobody does */
+    return ok ? child : NULL;
+}
+
+Child *node_co_open_child(Node *parent, const char *name, const BlockdevRef *ref, ChildRole role, GError **error)
+{
+    NodeFlags defaults = node_child_defaults(parent, role);
+    Node *node;
+
+    if (ref->kind == BLOCKDEV_REF_REFERENCE) {
+        node = graph_find_node(parent->graph, ref->u.reference);
+        if (!node) {
+            error_set(error, "Cannot find device='' nor node-name='%s'", ref->u.reference);
+            return NULL;
+        }
+        if (node == parent) {
+            error_set(error, "Node '%s' cannot be its own child '%s'", parent->name, name);
+            return NULL;
+        }
+        node_ref(node);
+    } else {
+        node = node_co_open(parent->graph, ref->u.definition, &defaults, error);
+        if (!node)
+            return NULL;
+    }
+    return child_co_attach(parent, name, node, role, error);
+}
+
+/*
+ * Which format a file has, by its first bytes, as QEMU probes. The file is opened without permissions for that: no lock
+ * is taken, nothing is written.
+ */
+static const Driver *node_co_probe(Graph *graph, const BlockdevOptions *protocol, GError **error)
+{
+    NodeFlags flags = {.read_only = true};
+    g_autofree uint8_t *buf = g_malloc0(PROBE_SIZE);
+    g_autoptr(BlockdevOptions) options = qapi_clone_BlockdevOptions(protocol);
+    const Driver *found = NULL;
+    Port *port = NULL;
+    Node *node;
+
+    g_clear_pointer(&options->node_name, g_free);
+    options->has_read_only = false;
+    node = node_co_open(graph, options, &flags, error);
+    if (node)
+        port = port_co_new(graph, node, PERM_CONSISTENT_READ, PERM_ALL, NULL, NULL, error);
+    if (port) {
+        size_t size = MIN(node->size, PROBE_SIZE);
+        int ret = port_co_pread(port, 0, size, buf, 0);
+        if (ret < 0)
+            error_set_errno(error, -ret, "Could not read image for determining its format");
+        else
+            found = driver_probe(buf, size);
+    }
+    port_co_free(port);
+    node_co_unref(node);
+    return found;
+}
+
+static void warn_probed_raw(const char *filename)
+{
+    g_printerr(
+        "storage-daemon: warning: Image format was not specified for '%s' and probing guessed raw. Detecting the "
+        "format is dangerous for raw images: writes to block 0 that would look like another format will be "
+        "refused. Name the format 'raw' to lift that restriction.\n",
+        filename);
+}
+
+Node *node_co_open_filename_extra(Graph *graph, const char *filename, const char *format, JsonNode *extra,
+                                  const NodeFlags *defaults, GError **error)
+{
+    g_autoptr(JsonNode) backing_extra = NULL;
+    g_autoptr(BlockdevOptions) options = NULL;
+    const Driver *drv = NULL;
+    bool guess = !format && !filename_names_format(filename, extra);
+    Node *node;
+
+    if (guess) {
+        g_autoptr(BlockdevOptions) protocol = filename_protocol_options(filename, extra, error);
+        if (protocol)
+            drv = node_co_probe(graph, protocol, error);
+        if (!drv)
+            return NULL;
+        format = drv->name;
+    }
+    options = filename_options(filename, format, extra, &backing_extra, error);
+    if (!options)
+        return NULL;
+    node = node_co_open_full(graph, options, defaults, backing_extra, error);
+    if (node && guess && !strcmp(format, "raw")) {
+        node->probed = true;
+        if (node_writable(node))
+            warn_probed_raw(filename);
+    }
+    return node;
+}
+
+Node *node_co_open_filename(Graph *graph, const char *filename, const char *format, const char *node_name,
+                            const NodeFlags *defaults, GError **error)
+{
+    g_autoptr(JsonNode) extra = node_name ? filename_extra_node_name(node_name) : NULL;
+
+    return node_co_open_filename_extra(graph, filename, format, extra, defaults, error);
+}
+
+Node *node_co_open_protocol(Graph *graph, const char *filename, const NodeFlags *defaults, GError **error)
+{
+    g_autoptr(BlockdevOptions) options = filename_protocol_options(filename, NULL, error);
+
+    return options ? node_co_open(graph, options, defaults, error) : NULL;
+}
+
+Child *node_co_open_backing(Node *parent, const char *filename, const char *format, GError **error)
+{
+    NodeFlags defaults = node_child_defaults(parent, ROLE_COW);
+    g_autofree char *full = filename_resolve(parent, filename, error);
+    Node *node;
+
+    if (!full)
+        return NULL;
+    node = node_co_open_filename_extra(parent->graph, full, format, parent->backing_extra, &defaults, error);
+    if (!node) {
+        g_prefix_error(error, "Could not open backing file: ");
+        return NULL;
+    }
+    return child_co_attach(parent, "backing", node, ROLE_COW, error);
+}
+
+void graph_co_close_all(Graph *graph)
+{
+    while (!g_queue_is_empty(&graph->devices))
+        device_co_free(g_queue_peek_tail(&graph->devices));
+    for (;;) {
+        GList *l = graph->nodes.tail;
+        while (l && !(((Node *)l->data)->monitor_owned))
+            l = l->prev;
+        if (!l)
+            break;
+        ((Node *)l->data)->monitor_owned = false;
+        node_co_unref(l->data);
+    }
+}

@@ -1,0 +1,113 @@
+/*
+ * Block status: one layer, and down the backing chain.
+ */
+#include "block/graph/status.h"
+#include "block/graph/graph-int.h"
+#include "block/util/bytes.h"
+
+/* Asks the node that a driver pointed at whether its data happens to be a hole there. */
+static int block_status_co_recurse(BlockStatus *ret)
+{
+    BlockStatus below;
+    int r;
+
+    r = node_co_block_status(ret->file, true, ret->map, ret->bytes, &below);
+    if (r < 0 || below.bytes == 0)
+        return 0; /* only a refinement: data stays data */
+    ret->bytes = u64_min(ret->bytes, below.bytes);
+    if (below.flags & STATUS_ZERO)
+        ret->flags |= STATUS_ZERO;
+    if (!(below.flags & STATUS_DATA))
+        ret->flags &= ~STATUS_DATA;
+    return 0;
+}
+
+static int node_co_ask_status(Node *node, bool want_zero, uint64_t offset, uint64_t bytes, BlockStatus *ret)
+{
+    int r = 0;
+
+    *ret = (BlockStatus){.flags = STATUS_DATA | STATUS_ALLOCATED, .bytes = bytes};
+    if (node->drv->co_block_status)
+        r = node->drv->co_block_status(node, want_zero, offset, bytes, ret);
+    else if (node_filtered_child(node))
+        r = node_co_block_status(node->file->node, want_zero, offset, bytes, ret);
+    if (r < 0)
+        return r;
+    g_assert(ret->bytes > 0);
+    ret->bytes = u64_min(ret->bytes, bytes);
+    if ((ret->flags & STATUS_RECURSE) && ret->file && want_zero && (ret->flags & STATUS_DATA) &&
+        !(ret->flags & STATUS_ZERO))
+        r = block_status_co_recurse(ret);
+    ret->flags &= ~(STATUS_RECURSE | STATUS_EOF);
+    return r;
+}
+
+int node_co_block_status(Node *node, bool want_zero, uint64_t offset, uint64_t bytes, BlockStatus *ret)
+{
+    int r;
+
+    if (offset >= node->size || !bytes) {
+        *ret = (BlockStatus){.flags = offset >= node->size ? STATUS_EOF : 0};
+        return 0;
+    }
+    bytes = u64_min(bytes, node->size - offset);
+    node_in_flight_inc(node);
+    r = node_co_ask_status(node, want_zero, offset, bytes, ret);
+    node_in_flight_dec(node);
+    if (r == 0 && offset + ret->bytes == node->size)
+        ret->flags |= STATUS_EOF;
+    return r;
+}
+
+int node_co_block_status_above(Node *top, Node *base, bool want_zero, uint64_t offset, uint64_t bytes, BlockStatus *ret,
+                               int *ret_depth)
+{
+    Node *node = node_skip_filters(top);
+    int depth = 0;
+
+    base = base ? node_skip_filters(base) : NULL;
+    *ret = (BlockStatus){.bytes = bytes};
+    if (offset >= top->size) {
+        *ret = (BlockStatus){.flags = STATUS_EOF};
+        return 0;
+    }
+    bytes = u64_min(bytes, top->size - offset);
+    for (; node && node != base; node = node_backing(node), depth++) {
+        int r = node_co_block_status(node, want_zero, offset, bytes, ret);
+        if (r < 0)
+            return r;
+        if (ret->bytes == 0) {
+            /* This layer ends before the range: what is above it reads zeroes, and nothing below shows. */
+            *ret = (BlockStatus){.flags = STATUS_ZERO | STATUS_ALLOCATED, .bytes = bytes};
+            break;
+        }
+        if (ret->flags & STATUS_ALLOCATED)
+            break;
+        bytes = ret->bytes; /* the layers below are asked only about what this one leaves open */
+    }
+    if (!(ret->flags & STATUS_ALLOCATED)) {
+        ret->bytes = bytes;
+        if (!node)
+            ret->flags |= STATUS_ZERO;
+    }
+    if (ret_depth)
+        *ret_depth = depth;
+    ret->flags &= ~STATUS_EOF;
+    if (offset + ret->bytes == top->size)
+        ret->flags |= STATUS_EOF;
+    return 0;
+}
+
+int node_co_is_allocated_above(Node *top, Node *base, bool include_base, uint64_t offset, uint64_t bytes,
+                               uint64_t *ret_bytes)
+{
+    Node *stop = include_base && base ? node_backing(base) : base;
+    BlockStatus status;
+    int r;
+
+    r = node_co_block_status_above(top, stop, false, offset, bytes, &status, NULL);
+    if (r < 0)
+        return r;
+    *ret_bytes = status.bytes;
+    return !!(status.flags & STATUS_ALLOCATED);
+}
