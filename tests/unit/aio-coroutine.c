@@ -117,8 +117,16 @@ static void count_co_entry(void *opaque)
     *sum += a + b + c + d + e + g + h - 700 - 28 + 1;
 }
 
+/* ThreadSanitizer keeps a megabyte and more for each stack. */
+#ifdef __SANITIZE_THREAD__
+#define SKIP_IF_TSAN() skip()
+#else
+#define SKIP_IF_TSAN()
+#endif
+
 static void test_many(void **state)
 {
+    SKIP_IF_TSAN();
     enum { N = 5000 }; /* more than the pool keeps */
     int sum = 0;
     for (int round = 0; round < 2; round++) {
@@ -141,6 +149,7 @@ static void just_yield_co_entry(void *opaque)
 
 static void test_available_has_an_end(void **state)
 {
+    SKIP_IF_TSAN();
     g_autoptr(GPtrArray) all = g_ptr_array_new();
     while (coroutine_available(loop)) {
         g_ptr_array_add(all, coroutine_start(loop, just_yield_co_entry, NULL));
