@@ -32,6 +32,7 @@ typedef enum Expect {
 struct JsonStream {
     GByteArray *in; /* fed; up to in_pos used up */
     size_t in_pos;
+    char last; /* the last byte used up */
 
     Lex lex;
     Expect expect;
@@ -508,7 +509,7 @@ static void begin_skipping(JsonStream *s)
     s->nest = s->depth;
     s->skip_quote = s->lex == LEX_STRING || s->lex == LEX_ESCAPE || s->lex == LEX_UNICODE ? s->quote : 0;
     s->skip_backslash = false;
-    s->line_start = s->in_pos > 0 && s->in->data[s->in_pos - 1] == '\n';
+    s->line_start = s->last == '\n';
     forget_value(s);
 }
 
@@ -553,7 +554,7 @@ static void skip(JsonStream *s)
             s->skipping = false;
             return;
         }
-        s->in_pos++;
+        s->last = (char)s->in->data[s->in_pos++];
     }
 }
 
@@ -595,7 +596,10 @@ JsonStreamResult json_stream_next(JsonStream *s, JsonNode **ret, GError **error)
     skip(s);
     size_t used;
     bool ok = parse_bytes(s, s->in->data + s->in_pos, s->in->len - s->in_pos, &used, error);
-    s->in_pos += used;
+    if (used) {
+        s->in_pos += used;
+        s->last = (char)s->in->data[s->in_pos - 1];
+    }
     if (!ok) {
         begin_skipping(s);
         return JSON_STREAM_ERROR;
