@@ -209,7 +209,7 @@ Node *node_skip_implicit(Node *node)
 Node *node_backing(Node *node)
 {
     node = node_skip_filters(node);
-    return node && node->backing ? node->backing->node : NULL;
+    return node && node->backing ? node_skip_filters(node->backing->node) : NULL;
 }
 
 bool node_chain_contains(Node *top, Node *base)

@@ -232,7 +232,7 @@ Child *node_filtered_child(Node *node);
 Node *node_skip_filters(Node *node);
 /* Through implicit filters only: what queries show for @node. */
 Node *node_skip_implicit(Node *node);
-/* The next node of the backing chain: skips filters, then the backing child's node, or NULL. */
+/* The next node of the backing chain that is no filter, or NULL. */
 Node *node_backing(Node *node);
 /* Is @base in @top's backing chain (filters included) or @top itself? */
 bool node_chain_contains(Node *top, Node *base);
