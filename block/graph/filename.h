@@ -1,11 +1,9 @@
 /*
  * File names: "PATH", "json:{…}", "file:PATH", "nbd:…", and how they become options, and nodes names again.
- *
- * One of two rooms outside qapi/rt that look inside JSON trees: these names are JSON.
  */
 #pragma once
 #include "block/graph/driver.h"
-#include <json-glib/json-glib.h>
+#include "qapi/rt/tree.h"
 
 #define PROBE_SIZE 2048 /* bytes at the start of a file that probing looks at */
 

@@ -115,7 +115,7 @@ void node_free(Node *node)
     g_queue_remove(&graph->nodes, node);
     g_ptr_array_free(node->children, TRUE);
     qapi_free_BlockdevOptions(node->options);
-    g_clear_pointer(&node->backing_extra, json_node_unref);
+    tree_unref(node->backing_extra);
     g_free(node->exact_filename);
     g_free(node->format_hint);
     g_free(node->state);

@@ -99,7 +99,7 @@ static Node *node_co_open_full(Graph *graph, const BlockdevOptions *options, con
     if (!node)
         return NULL;
     node->options = qapi_clone_BlockdevOptions(options);
-    node->backing_extra = backing_extra ? json_node_ref(backing_extra) : NULL;
+    node->backing_extra = backing_extra ? tree_ref(backing_extra) : NULL;
     if (drv->co_open && !drv->co_open(node, node->options, error)) {
         node_co_discard(node);
         return NULL;
@@ -195,7 +195,7 @@ static void warn_probed_raw(const char *filename)
 Node *node_co_open_filename_extra(Graph *graph, const char *filename, const char *format, JsonNode *extra,
                                   const NodeFlags *defaults, GError **error)
 {
-    g_autoptr(JsonNode) backing_extra = NULL;
+    g_autoptr(Tree) backing_extra = NULL;
     g_autoptr(BlockdevOptions) options = NULL;
     const Driver *drv = NULL;
     bool guess = !format && !filename_names_format(filename, extra);
@@ -224,7 +224,7 @@ Node *node_co_open_filename_extra(Graph *graph, const char *filename, const char
 Node *node_co_open_filename(Graph *graph, const char *filename, const char *format, const char *node_name,
                             const NodeFlags *defaults, GError **error)
 {
-    g_autoptr(JsonNode) extra = node_name ? filename_extra_node_name(node_name) : NULL;
+    g_autoptr(Tree) extra = node_name ? filename_extra_node_name(node_name) : NULL;
 
     return node_co_open_filename_extra(graph, filename, format, extra, defaults, error);
 }
