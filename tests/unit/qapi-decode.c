@@ -227,7 +227,7 @@ static bool call_co_fail(QmpContext *ctx, const void *arg, void *ret, GError **e
     return false;
 }
 
-static void test_dispatch(void **state)
+static void test_co_dispatch(void **state)
 {
     static const QapiCommand table[] = {
         {"add", &qapi_type_BlockDirtyBitmapAdd, &qapi_type_int, false, call_co_add},
@@ -318,7 +318,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round_trips),   cmocka_unit_test(test_json_errors), cmocka_unit_test(test_keyval_errors),
-        cmocka_unit_test(test_members),       cmocka_unit_test(test_dispatch),    cmocka_unit_test(test_events),
+        cmocka_unit_test(test_members),       cmocka_unit_test(test_co_dispatch), cmocka_unit_test(test_events),
         cmocka_unit_test(test_introspection), cmocka_unit_test(test_deep),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
