@@ -5,20 +5,27 @@
 #include "block/graph/graph-int.h"
 #include "block/util/bytes.h"
 
-/* Asks the node that a driver pointed at whether its data happens to be a hole there. */
-static int block_status_co_recurse(BlockStatus *ret)
+/*
+ * Asks the node that a driver pointed at. Where the driver knows that data is there, the answer only refines it: a hole in
+ * the file is a zero. Where it leaves the question open (raw), the answer is the file's.
+ */
+static int block_status_co_recurse(bool want_zero, BlockStatus *ret)
 {
+    bool open = !(ret->flags & STATUS_DATA);
     BlockStatus below;
     int r;
 
-    r = node_co_block_status(ret->file, true, ret->map, ret->bytes, &below);
-    if (r < 0 || below.bytes == 0)
-        return 0; /* only a refinement: data stays data */
+    r = node_co_block_status(ret->file, want_zero, ret->map, ret->bytes, &below);
+    if (r < 0)
+        return open ? r : 0;
+    if (below.bytes == 0) /* past the end of the file */
+        below = (BlockStatus){.flags = STATUS_ZERO, .bytes = ret->bytes};
     ret->bytes = u64_min(ret->bytes, below.bytes);
-    if (below.flags & STATUS_ZERO)
-        ret->flags |= STATUS_ZERO;
-    if (!(below.flags & STATUS_DATA))
+    if (open)
+        ret->flags |= below.flags & STATUS_DATA;
+    else if (!(below.flags & STATUS_DATA))
         ret->flags &= ~STATUS_DATA;
+    ret->flags |= below.flags & STATUS_ZERO;
     return 0;
 }
 
@@ -35,9 +42,9 @@ static int node_co_ask_status(Node *node, bool want_zero, uint64_t offset, uint6
         return r;
     g_assert(ret->bytes > 0);
     ret->bytes = u64_min(ret->bytes, bytes);
-    if ((ret->flags & STATUS_RECURSE) && ret->file && want_zero && (ret->flags & STATUS_DATA) &&
-        !(ret->flags & STATUS_ZERO))
-        r = block_status_co_recurse(ret);
+    if ((ret->flags & STATUS_RECURSE) && ret->file && !(ret->flags & STATUS_ZERO) &&
+        (want_zero || !(ret->flags & STATUS_DATA)))
+        r = block_status_co_recurse(want_zero, ret);
     ret->flags &= ~(STATUS_RECURSE | STATUS_EOF);
     return r;
 }
