@@ -1,0 +1,105 @@
+/*
+ * The life of the daemon: from nothing to serving is startup.c; here is the way from serving to nothing.
+ */
+#include "daemon/daemon.h"
+#include "daemon/chardev.h"
+#include "daemon/process.h"
+#include "daemon/session.h"
+#include "block/aio/io.h"
+#include "block/export/export.h"
+#include "block/jobs/job.h"
+
+enum {
+    COMMANDS_PATIENCE_MS = 5000, /* for commands that are being carried out */
+    SESSIONS_PATIENCE_MS = 3000, /* for sessions to send what they have */
+};
+
+Daemon *daemon_new(Loop *loop)
+{
+    Daemon *d = g_new0(Daemon, 1);
+    d->loop = loop;
+    d->graph = graph_new(loop);
+    d->jobs = job_list_new(loop, d->graph);
+    d->exports = export_list_new(loop, d->graph);
+    qapi_set_event_sink(session_event, d);
+    return d;
+}
+
+void daemon_free(Daemon *d)
+{
+    if (!d || d->stuck) {
+        return;
+    }
+    qapi_set_event_sink(NULL, NULL);
+    chardevs_free(d);
+    export_list_free(d->exports);
+    job_list_free(d->jobs);
+    graph_free(d->graph);
+    g_free(d);
+}
+
+static void wake_idle(void *opaque)
+{
+    coqueue_wake_all(opaque);
+}
+
+/* Waits until *@left is 0, at most @ms. False when it took too long. */
+static bool daemon_co_wait_for(Daemon *d, const unsigned *left, int ms)
+{
+    Timer timer;
+    timer_init(&timer, d->loop, LOOP_CLOCK_REAL, wake_idle, &d->idle);
+    timer_arm(&timer, loop_now(d->loop, LOOP_CLOCK_REAL) + ms * INT64_C(1000000));
+    while (*left && timer_armed(&timer)) {
+        coqueue_co_wait(&d->idle, NULL);
+    }
+    timer_cancel(&timer);
+    return *left == 0;
+}
+
+/* Waits until the coroutine at @co has ended, which it tells by setting that to NULL and waking d->idle. */
+static void daemon_co_cancel(Daemon *d, Coroutine *const *co)
+{
+    while (*co) {
+        aio_cancel(*co);
+        coqueue_co_wait(&d->idle, NULL);
+    }
+}
+
+static void end_co_entry(void *opaque)
+{
+    Daemon *d = opaque;
+    /* From here on nobody new comes in; who is waited for at a socket during start-up is not waited for any more. */
+    chardevs_co_close(d);
+    daemon_co_cancel(d, &d->startup);
+    /* Jobs and exports first: commands may be waiting for theirs. */
+    export_list_co_close_all(d->exports);
+    job_list_co_cancel_all(d->jobs);
+    if (!daemon_co_wait_for(d, &d->commands, COMMANDS_PATIENCE_MS)) {
+        g_printerr("storage-daemon: warning: %u QMP command(s) do not end: leaving without them\n", d->commands);
+        d->stuck = true;
+    }
+    /* What those commands made meanwhile. */
+    export_list_co_close_all(d->exports);
+    job_list_co_cancel_all(d->jobs);
+    graph_co_close_all(d->graph);
+    d->closed = true;
+    coqueue_wake_all(&d->on_closed);
+    /* Quits in progress reply before the sessions are told. */
+    aio_co_reschedule();
+    sessions_end(d);
+    if (!daemon_co_wait_for(d, &d->sessions.length, SESSIONS_PATIENCE_MS)) {
+        d->stuck = true;
+    }
+    daemon_co_cancel(d, &d->signals);
+    loop_stop(d->loop);
+}
+
+void daemon_end(Daemon *d)
+{
+    if (d->quitting) {
+        return;
+    }
+    d->quitting = true;
+    process_stopping();
+    coroutine_start(d->loop, end_co_entry, d);
+}

@@ -1,0 +1,278 @@
+/*
+ * The table of option words and what works on it for the command line and the configuration file alike.
+ */
+#include "daemon/options.h"
+#include "daemon/chardev.h"
+#include "daemon/drive.h"
+#include "daemon/startup.h"
+#include "block/util/error.h"
+#include <json-glib/json-glib.h>
+#include <string.h>
+
+const OptionWord option_words[] = {
+    {
+        .name = "blockdev",
+        .form = OPTION_KEYVAL,
+        .implied_key = "driver",
+        .section_key = "node-name",
+        .type = &qapi_type_BlockdevOptions,
+        .co_apply = startup_co_blockdev,
+        .value_help = "[driver=]DRIVER,node-name=NAME[,read-only=on|off][,cache.direct=on|off]\n"
+                      "[,cache.no-flush=on|off][,discard=ignore|unmap][,KEY=VALUE…]",
+        .help = "Adds a block node, as the QMP command blockdev-add does. Nested keys have dots,\n"
+                "list elements numbers (children.0=…); JSON works too: '{\"driver\": …}'.",
+    },
+    {
+        .name = "drive",
+        .form = OPTION_KEYVAL,
+        .section_key = "id",
+        .decode = drive_decode,
+        .free_value = drive_free,
+        .co_apply = drive_co_apply,
+        .value_help = "id=ID[,file=PATH][,format=FORMAT][,node-name=NAME][,backing.node-name=NAME]\n"
+                      "[,cache=none|writeback|unsafe|directsync|writethrough][,aio=io_uring|threads|native]\n"
+                      "[,read-only=on|off][,media=disk|cdrom][,discard=…][,detect-zeroes=…][,KEY=VALUE…]",
+        .help = "Adds a named device with its tree of nodes, as QEMU's -drive if=none does. Without\n"
+                "format the image's first bytes decide, with a warning when they say raw.",
+    },
+    {
+        .name = "nbd-server",
+        .form = OPTION_KEYVAL,
+        .type = &qapi_type_NbdServerOptions,
+        .co_apply = startup_co_nbd_server,
+        .value_help = "addr.type=unix,addr.path=PATH[,max-connections=N]\n"
+                      "addr.type=inet,addr.host=HOST,addr.port=PORT[,max-connections=N]",
+        .help = "Starts the NBD server, which exports of type nbd need.",
+    },
+    {
+        .name = "export",
+        .form = OPTION_KEYVAL,
+        .implied_key = "type",
+        .section_key = "id",
+        .type = &qapi_type_BlockExportOptions,
+        .co_apply = startup_co_export,
+        .value_help = "[type=]nbd,id=ID,node-name=NODE[,name=EXPORT][,writable=on|off][,bitmap=NAME]",
+        .help = "Exports a node to NBD clients under the name EXPORT (the node's name when left out).",
+    },
+    {
+        .name = "chardev",
+        .form = OPTION_KEYVAL,
+        .implied_key = "backend",
+        .section_key = "id",
+        .decode = chardev_decode,
+        .free_value = chardev_free_options,
+        .co_apply = chardev_co_apply,
+        .value_help = "socket,id=ID,path=PATH[,server=on|off][,wait=on|off][,reconnect=SECONDS]\n"
+                      "socket,id=ID,host=HOST,port=PORT[,server=on|off][,wait=on|off][,ipv4=on|off][,ipv6=on|off]\n"
+                      "socket,id=ID,fd=N[,server=on|off]\n"
+                      "stdio,id=ID[,signal=on|off]",
+        .help = "Makes a place for a monitor to talk at. With server=on it listens (and with wait=on,\n"
+                "the default, start-up waits for the first client), without it connects.",
+    },
+    {
+        .name = "monitor",
+        .form = OPTION_KEYVAL,
+        .implied_key = "chardev",
+        .section_key = "chardev",
+        .type = &qapi_type_MonitorOptions,
+        .co_apply = monitor_co_apply,
+        .value_help = "[chardev=]ID[,mode=control][,pretty=on|off]",
+        .help = "Speaks QMP at a chardev, with any number of clients at once.",
+    },
+    {
+        .name = "qmp",
+        .form = OPTION_TEXT,
+        .co_apply = startup_co_qmp,
+        .value_help = "PATH",
+        .help = "Speaks QMP at the unix socket PATH: short for --chardev socket,server=on,wait=off and\n"
+                "--monitor. May be given several times.",
+    },
+    {
+        .name = "config",
+        .form = OPTION_TEXT,
+        .only_command_line = true,
+        .value_help = "FILE",
+        .help = "Reads these words from FILE, see storage-daemon.conf(5). They count as given in the\n"
+                "place of this option.",
+    },
+    {
+        .name = "check-config",
+        .form = OPTION_FLAG,
+        .only_command_line = true,
+        .help = "Opens nothing: says what is wrong with the options and the file, or that all is well.",
+    },
+    {
+        .name = "pidfile",
+        .form = OPTION_TEXT,
+        .value_help = "PATH",
+        .help = "Writes the process id to PATH when start-up is complete. Two daemons cannot share one.",
+    },
+    {
+        .name = "daemonize",
+        .form = OPTION_FLAG,
+        .help = "Goes to the background when start-up is complete; exit code 1 when it fails.",
+    },
+    {
+        .name = "object",
+        .form = OPTION_KEYVAL,
+        .only_command_line = true,
+        .implied_key = "qom-type",
+        .decode = startup_refuse_object,
+        .value_help = "TYPE,id=ID[,KEY=VALUE…]",
+        .help = "Refused: no object type is supported yet.",
+    },
+    {.name = "version", .letter = 'V', .form = OPTION_FLAG, .only_command_line = true, .help = "Says the version."},
+    {.name = "help", .letter = 'h', .form = OPTION_FLAG, .only_command_line = true, .help = "Says this."},
+    {.name = NULL},
+};
+
+const OptionWord *option_find(const char *name)
+{
+    for (const OptionWord *w = option_words; w->name; w++) {
+        if (strcmp(w->name, name) == 0) {
+            return w;
+        }
+    }
+    return NULL;
+}
+
+/* How many letters must be changed, added or taken away to turn @a into @b. */
+static unsigned spelling_distance(const char *a, const char *b)
+{
+    enum { MAX = 32 };
+    unsigned row[MAX + 1], n = (unsigned)strlen(b);
+    if (n > MAX || strlen(a) > MAX) {
+        return MAX;
+    }
+    for (unsigned j = 0; j <= n; j++) {
+        row[j] = j;
+    }
+    for (unsigned i = 1; a[i - 1]; i++) {
+        unsigned diagonal = row[0];
+        row[0] = i;
+        for (unsigned j = 1; j <= n; j++) {
+            unsigned change = diagonal + (a[i - 1] != b[j - 1]);
+            diagonal = row[j];
+            row[j] = MIN(change, MIN(row[j], row[j - 1]) + 1);
+        }
+    }
+    return row[n];
+}
+
+const OptionWord *option_nearest(const char *name)
+{
+    const OptionWord *best = NULL;
+    unsigned least = (unsigned)strlen(name) / 2 + 1;
+    for (const OptionWord *w = option_words; w->name; w++) {
+        unsigned distance = spelling_distance(name, w->name);
+        if (distance < least || (!best && strlen(name) >= 2 && g_str_has_prefix(w->name, name))) {
+            best = w;
+            least = MIN(least, distance);
+        }
+    }
+    return best;
+}
+
+static void option_free(void *p)
+{
+    Option *o = p;
+    if (o->value) {
+        if (o->word->type) {
+            qapi_free(o->word->type, o->value);
+        } else {
+            o->word->free_value(o->value);
+        }
+    }
+    g_clear_pointer(&o->tree, json_node_unref);
+    g_free(o->text);
+    g_free(o->file);
+    g_free(o->title);
+    g_array_unref(o->lines);
+    g_free(o);
+}
+
+Options *options_new(void)
+{
+    Options *options = g_new0(Options, 1);
+    options->list = g_ptr_array_new_with_free_func(option_free);
+    return options;
+}
+
+void options_free(Options *options)
+{
+    if (options) {
+        g_ptr_array_unref(options->list);
+        g_free(options);
+    }
+}
+
+static void line_clear(void *p)
+{
+    g_free(((OptionLine *)p)->key);
+}
+
+Option *options_add(Options *options, const OptionWord *word, const char *file, unsigned line, const char *title)
+{
+    Option *o = g_new0(Option, 1);
+    o->word = word;
+    o->file = g_strdup(file);
+    o->line = line;
+    o->title = g_strdup(title);
+    o->lines = g_array_new(FALSE, FALSE, sizeof(OptionLine));
+    g_array_set_clear_func(o->lines, line_clear);
+    g_ptr_array_add(options->list, o);
+    return o;
+}
+
+/* The line of the key that stands first in quotes in @message, where there is one. */
+static unsigned line_of_message(const Option *option, const char *message)
+{
+    const char *from = strchr(message, '\'');
+    const char *to = from ? strchr(from + 1, '\'') : NULL;
+    if (!to) {
+        return option->line;
+    }
+    g_autofree char *key = g_strndup(from + 1, (size_t)(to - from - 1));
+    g_autofree char *within = g_strconcat(key, ".", NULL);
+    for (guint i = 0; i < option->lines->len; i++) {
+        const OptionLine *l = &g_array_index(option->lines, OptionLine, i);
+        if (strcmp(l->key, key) == 0 || g_str_has_prefix(l->key, within)) {
+            return l->line;
+        }
+    }
+    return option->line;
+}
+
+void option_blame(const Option *option, GError **error)
+{
+    if (option->file) {
+        unsigned line = error && *error ? line_of_message(option, (*error)->message) : option->line;
+        g_prefix_error(error, "%s:%u: %s: ", option->file, line, option->title);
+    } else {
+        g_prefix_error(error, "%s: ", option->title);
+    }
+}
+
+bool option_decode(Option *option, GError **error)
+{
+    const OptionWord *word = option->word;
+    option->value = word->type ? qapi_decode(word->type, option->source, option->tree, error)
+                               : word->decode(option->tree, option->source, error);
+    if (!option->value) {
+        option_blame(option, error);
+        return false;
+    }
+    return true;
+}
+
+const char *options_last(const Options *options, const char *name)
+{
+    const char *found = NULL;
+    for (guint i = 0; i < options->list->len; i++) {
+        const Option *o = g_ptr_array_index(options->list, i);
+        if (strcmp(o->word->name, name) == 0) {
+            found = o->text ? o->text : "";
+        }
+    }
+    return found;
+}
