@@ -7,6 +7,16 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+/* A buffer that was given back is out of bounds but for its link: AddressSanitizer tells who still uses it. */
+#ifdef CONTEXT_ASAN
+#include <sanitizer/asan_interface.h>
+#define buf_hide(buf, size) ASAN_POISON_MEMORY_REGION((char *)(buf) + sizeof(FreeBuf), (size) - sizeof(FreeBuf))
+#define buf_show(buf, size) ASAN_UNPOISON_MEMORY_REGION(buf, size)
+#else
+#define buf_hide(buf, size) ((void)0)
+#define buf_show(buf, size) ((void)0)
+#endif
+
 #define CLASS_MIN_BITS 12 /* 4 KiB */
 #define CLASS_MAX_BITS 22 /* 4 MiB */
 #define CLASSES        (CLASS_MAX_BITS - CLASS_MIN_BITS + 1)
@@ -45,6 +55,7 @@ void *aio_buf_get(Loop *loop, size_t size)
         if (buf) {
             pool->free[bits - CLASS_MIN_BITS] = buf->next;
             pool->kept -= (size_t)1 << bits;
+            buf_show(buf, (size_t)1 << bits);
             return buf;
         }
         size = (size_t)1 << bits;
@@ -68,6 +79,7 @@ void aio_buf_put(Loop *loop, void *buf, size_t size)
     item->next = pool->free[bits - CLASS_MIN_BITS];
     pool->free[bits - CLASS_MIN_BITS] = item;
     pool->kept += (size_t)1 << bits;
+    buf_hide(buf, (size_t)1 << bits);
 }
 
 void bufpool_free(Loop *loop)
@@ -80,6 +92,7 @@ void bufpool_free(Loop *loop)
         while (pool->free[i]) {
             FreeBuf *buf = pool->free[i];
             pool->free[i] = buf->next;
+            buf_show(buf, (size_t)1 << (CLASS_MIN_BITS + i));
             free(buf);
         }
     }

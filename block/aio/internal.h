@@ -42,8 +42,8 @@ typedef struct TimerHeap {
     guint used, room;
 } TimerHeap;
 
-/* Bytes of memory-backed I/O done on the loop's thread in one turn, see io.c: a millisecond or two. */
-#define INLINE_BUDGET (4 * 1024 * 1024)
+/* Bytes of memory-backed I/O done on the loop's thread in one turn, see io.c: well under a millisecond. */
+#define INLINE_BUDGET (2 * 1024 * 1024)
 
 typedef struct Workers Workers;
 typedef struct BufPool BufPool;

@@ -4,6 +4,7 @@
 #include "block/aio/io.h"
 #include "block/aio/internal.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/magic.h>
 #include <poll.h>
 #include <string.h>
@@ -14,15 +15,17 @@
  *
  * They know no non-blocking reads and writes, so io_uring hands each to a kernel thread: measured (Linux 6.18, 4 KiB at
  * random, 64 in a batch), 1.2 us with two processors at work, against 0.8 us on one for a plain pread or pwrite. Since
- * such a call is a copy in memory that waits for no device (swapping apart), small ones are made right here, on the
- * loop's thread, without a yield; a budget for each turn keeps the loop alive while some coroutine copies gigabytes.
- * Large ones do go to the kernel's threads: there, copies run beside one another.
+ * such a call is a copy in memory that waits for no device (swapping apart), it is made right here, on the loop's
+ * thread, without a yield. That holds for larger ones, too: copying a file in pieces of 64 KiB to 1 MiB took 12 % to 20
+ * % longer by way of the kernel's threads, since a buffer that is read and written at once is still in the processor's
+ * cache. A budget for each turn keeps the loop alive while some coroutine copies gigabytes, and what would take a good
+ * part of a millisecond by itself goes to the kernel's threads after all.
  *
  * Everything else goes through io_uring. Where the page cache has it, a read completes within the submission (ext4:
  * 0.57 us in a batch, 0.62 us as a system call of its own); what would block, and buffered writes, which may wait for
  * allocation or write-back, are done by the kernel's threads.
  */
-#define INLINE_MAX (128 * 1024)
+#define INLINE_MAX (1024 * 1024)
 /* What one call takes from the budget at least. */
 #define INLINE_COST 4096
 
@@ -194,6 +197,12 @@ int aio_co_fallocate(int fd, int mode, int64_t offset, int64_t length)
 {
     Coroutine *self = coroutine_self();
     int ret;
+    if (length > 0 && length <= INLINE_MAX && inline_co_admit(self->loop, fd, offset, (size_t)length)) {
+        do {
+            ret = fallocate(fd, mode, offset, length) < 0 ? -errno : 0;
+        } while (ret == -EINTR);
+        return ret;
+    }
     do {
         struct io_uring_sqe *sqe = loop_sqe(self->loop);
         io_uring_prep_fallocate(sqe, fd, mode, offset, length);
@@ -202,6 +211,11 @@ int aio_co_fallocate(int fd, int mode, int64_t offset, int64_t length)
     return ret;
 }
 
+/*
+ * Sockets go through io_uring without a first try of their own: it makes that try itself during the submission that the
+ * turn pays for anyway. Measured on a unix socket with 64 requests of 4 KiB in flight: 363,000 a second, against
+ * 333,000 to 345,000 where recv(2), sendmsg(2) or both were tried first.
+ */
 ssize_t aio_co_recv(int fd, void *buf, size_t size, int flags)
 {
     Coroutine *self = coroutine_self();
