@@ -51,7 +51,7 @@ help:
 	@echo 'make fuzz            fuzz every parser for TIME=60 seconds (FUZZ=NAME: one), with clang, in build-fuzz'
 	@echo 'make bench           speed beside the peers (ROWS="NAME…": some of the rows)'
 	@echo 'make format lint     clang-format all sources; run the lints'
-	@echo 'make docs            docs/qmp-reference.md from the schema'
+	@echo 'make docs            the QMP reference, from the schema, in $(BUILD)/docs/qmp-reference.md'
 	@echo 'make install         to $$(DESTDIR)$$(PREFIX), PREFIX=/usr/local'
 	@echo 'make clean           remove BUILD'
 
@@ -205,13 +205,14 @@ lint:
 	@$(PYTHON) tests/run.py --jobs $(JOBS) --verbose lint
 
 docs:
-	$(PYTHON) qapi/gen/generate.py --docs docs/qmp-reference.md $(SCHEMA)
+	@mkdir -p $(BUILD)/docs
+	$(PYTHON) qapi/gen/generate.py --docs $(BUILD)/docs/qmp-reference.md $(SCHEMA)
 
 PREFIX ?= /usr/local
-install: all
+install: all docs
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/storage-daemon $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 755 $(BUILD)/storage-daemon $(BUILD)/storage-ctl $(DESTDIR)$(PREFIX)/bin
-	install -m 644 README.md LICENSE $(wildcard storage-daemon.conf.example docs/*.md) $(DESTDIR)$(PREFIX)/share/doc/storage-daemon
+	install -m 644 README.md LICENSE $(wildcard storage-daemon.conf.example docs/*.md) $(BUILD)/docs/qmp-reference.md $(DESTDIR)$(PREFIX)/share/doc/storage-daemon
 	$(if $(wildcard docs/man/*.1),install -m 644 $(wildcard docs/man/*.1) $(DESTDIR)$(PREFIX)/share/man/man1)
 
 clean:
