@@ -1,8 +1,8 @@
 """Holds replies and events of a running daemon against the schema.
 
     schema = Schema.load("qapi/schema")
-    schema.check_reply("query-jobs", reply["return"])
-    schema.check_event("JOB_STATUS_CHANGE", event["data"])
+    schema.check_reply("query-jobs", reply)    # the whole message, an error as well
+    schema.check_event(event)                  # the whole message
 
 A mismatch raises AssertionError with the path of the member: missing, unknown, of the wrong type, out of range, or an
 enum value that does not exist.
@@ -11,6 +11,7 @@ enum value that does not exist.
 import schema as schema_module
 from schema import BUILTINS, list_of
 
+ERROR_CLASSES = ("GenericError", "CommandNotFound", "DeviceNotActive", "DeviceNotFound")
 RANGES = {
     "int": (-2**63, 2**63 - 1),
     "int32": (-2**31, 2**31 - 1),
@@ -34,8 +35,19 @@ def json_type(value):
 
 
 class Schema(schema_module.Schema):
-    def check_reply(self, command, value):
-        """@value is the reply's "return"."""
+    def check_reply(self, command, reply):
+        """@reply is the whole message: {"return": …} or {"error": …}, with or without "id"."""
+        self._expect(reply, "object", command)
+        keys = set(reply) - {"id"}
+        if keys == {"error"}:
+            self._check_error(reply["error"], command)
+        elif keys == {"return"}:
+            self.check_return(command, reply["return"])
+        else:
+            raise AssertionError(f"{command}: neither a return value nor an error, or more than that: {reply!r}")
+
+    def check_return(self, command, value):
+        """@value is what the message holds as "return"."""
         if command not in self.commands:
             raise AssertionError(f"{command}: the schema has no such command")
         returns = self.commands[command].returns
@@ -45,20 +57,28 @@ class Schema(schema_module.Schema):
         else:
             self.check(returns, value, command)
 
-    check_return = check_reply
+    def _check_error(self, error, command):
+        self._expect(error, "object", f"{command}: error")
+        if set(error) != {"class", "desc"} or error["class"] not in ERROR_CLASSES:
+            raise AssertionError(f"{command}: not an error of a known class: {error!r}")
+        self._expect(error["desc"], "string", f"{command}: desc")
 
-    def check_event(self, name, data=None):
-        """@data is the event's "data", None where it has none."""
-        if name not in self.events:
-            raise AssertionError(f"{name}: the schema has no such event")
-        event = self.events[name]
-        if event.data is None:
+    def check_event(self, event, data=None):
+        """The whole message, or the event's name and its data (None where it has none)."""
+        if isinstance(event, dict):
+            if set(event) - {"data"} != {"event", "timestamp"}:
+                raise AssertionError(f"not an event: {event!r}")
+            event, data = event["event"], event.get("data")
+        if event not in self.events:
+            raise AssertionError(f"{event}: the schema has no such event")
+        type_name = self.events[event].data
+        if type_name is None:
             if data is not None:
-                raise AssertionError(f"{name}: has data {data!r} and should have none")
+                raise AssertionError(f"{event}: has data {data!r} and should have none")
         elif data is None:
-            raise AssertionError(f"{name}: has no data")
+            raise AssertionError(f"{event}: has no data")
         else:
-            self.check(event.data, data, name)
+            self.check(type_name, data, event)
 
     def check_arguments(self, command, arguments):
         """For those who want to know before sending: do the arguments fit?"""

@@ -103,7 +103,7 @@ class Validation(unittest.TestCase):
             check(*args)
 
     def test_replies(self):
-        reply = self.schema.check_reply
+        reply = self.schema.check_return
         reply('quit', {})
         reply('query-jobs', [self.job, dict(self.job, error='why')])
         self.refuse('returned', reply, 'quit', {'a': 1})
@@ -115,6 +115,21 @@ class Validation(unittest.TestCase):
         self.refuse(r'out of the range', reply, 'query-jobs', [{**self.job, 'current-progress': 2**63}])
         without = {k: v for k, v in self.job.items() if k != 'status'}
         self.refuse(r'\[0\]\.status: missing', reply, 'query-jobs', [without])
+
+    def test_messages(self):
+        reply = self.schema.check_reply
+        reply('query-jobs', {'return': [self.job], 'id': 1})
+        reply('no-such', {'error': {'class': 'CommandNotFound', 'desc': 'none'}})
+        self.refuse('neither', reply, 'quit', {})
+        self.refuse('neither', reply, 'quit', {'return': {}, 'error': {'class': 'GenericError', 'desc': 'x'}})
+        self.refuse('known class', reply, 'quit', {'error': {'class': 'Odd', 'desc': 'x'}})
+        self.refuse('known class', reply, 'quit', {'error': {'class': 'GenericError'}})
+        self.refuse('expected string', reply, 'quit', {'error': {'class': 'GenericError', 'desc': 1}})
+        stamp = {'seconds': 1, 'microseconds': 2}
+        self.schema.check_event({'event': 'BLOCK_EXPORT_DELETED', 'data': {'id': 'e'}, 'timestamp': stamp})
+        self.refuse('not an event', self.schema.check_event, {'event': 'SHUTDOWN', 'data': {}})
+        self.refuse('id: missing', self.schema.check_event,
+                    {'event': 'BLOCK_EXPORT_DELETED', 'data': {}, 'timestamp': stamp})
 
     def test_events(self):
         event = self.schema.check_event
@@ -133,7 +148,7 @@ class Validation(unittest.TestCase):
 
     def test_introspection_is_valid(self):
         info = introspect.schema_info(self.schema)
-        self.schema.check_reply('query-qmp-schema', info)
+        self.schema.check_return('query-qmp-schema', info)
         names = [entry['name'] for entry in info]
         self.assertEqual(len(names), len(set(names)))
         for entry in info:
