@@ -54,6 +54,11 @@ void tree_set_string(JsonNode *object, const char *name, const char *value)
     json_object_set_string_member(json_node_get_object(object), name, value);
 }
 
+void tree_set_null(JsonNode *object, const char *name)
+{
+    json_object_set_null_member(json_node_get_object(object), name);
+}
+
 void tree_remove(JsonNode *object, const char *name)
 {
     json_object_remove_member(json_node_get_object(object), name);

@@ -23,6 +23,7 @@ JsonNode *tree_get(JsonNode *object, const char *name);
 const char *tree_get_string(JsonNode *object, const char *name);
 void tree_set(JsonNode *object, const char *name, JsonNode *take);
 void tree_set_string(JsonNode *object, const char *name, const char *value);
+void tree_set_null(JsonNode *object, const char *name);
 void tree_remove(JsonNode *object, const char *name);
 
 /* Puts copies of @over's members over @under's; where both are objects, member by member. */
