@@ -1,6 +1,6 @@
 """Loads and checks the schema files; every other module works on the objects made here.
 
-The format is described in docs/hacking.md. In short: each file holds an array of definitions, and a definition is an
+The format is described in docs/qapi.md. In short: each file holds an array of definitions, and a definition is an
 object whose first key says what it is (enum, struct, union, alternate, command, event).
 """
 
@@ -25,7 +25,7 @@ BUILTINS = {
 }
 INTEGERS = ("int", "int32", "uint64", "uint32", "uint16", "uint8", "size")
 KINDS = {
-    # definition: (keys it must have, keys it may have besides "since", "features" and "note")
+    # definition: (keys it must have, keys it may have besides "since" and "features")
     "enum": ({"doc", "values"}, set()),
     "struct": ({"doc", "members"}, {"base"}),
     "union": ({"doc", "base", "discriminator", "branches"}, set()),
@@ -140,7 +140,7 @@ class Schema:
         keys = set(spec) - {kind}
         for key in need - keys:
             raise SchemaError(f"{where}: '{key}' is missing")
-        for key in keys - need - may - {"since", "features", "note"}:
+        for key in keys - need - may - {"since", "features"}:
             raise SchemaError(f"{where}: unknown key '{key}'")
         d = Definition(kind, name, spec, path)
         if kind == "command":
@@ -213,23 +213,25 @@ class Schema:
         return below + self._members(b.spec["members"], f"{b.path}: struct {base}")
 
     def _implicit(self, d, spec, name, event=False):
+        """The struct that holds a command's arguments or an event's data, made here unless the schema names one."""
         if not spec:
             return None
+        where = f"{d.path}: {d.kind} {d.name}"
         if isinstance(spec, str):
-            if spec not in self.types or self.types[spec].kind not in ("struct", "union"):
-                raise SchemaError(f"{d.path}: {d.kind} {d.name}: '{spec}' is not a struct or union")
+            kinds = ("struct",) if event else ("struct", "union")
+            if spec not in self.types or self.types[spec].kind not in kinds:
+                raise SchemaError(f"{where}: '{spec}' is not a {' or '.join(kinds)}")
             if not event:
                 return spec
-            s = self.types[spec]
-            made = Definition("struct", name, {"doc": d.doc}, d.path)
-            made.own_members = made.members = self._base_members(spec, d.name, []) if s.kind == "struct" else None
+            members = self._base_members(spec, where, [])
         else:
-            made = Definition("struct", name, {"doc": d.doc}, d.path)
-            made.own_members = made.members = self._members(spec, f"{d.path}: {d.kind} {d.name}")
+            members = self._members(spec, where)
+        if name in self.types:
+            raise SchemaError(f"{where}: the name {name} is taken")
+        made = Definition("struct", name, {"doc": d.doc}, d.path)
+        made.own_members = made.members = members
         made.base = None
         made.implicit = True
-        if name in self.types:
-            raise SchemaError(f"{d.path}: {d.kind} {d.name}: the name {name} is taken")
         self.types[name] = made
         return name
 
