@@ -152,14 +152,14 @@ static bool listen_co_start(Chardev *c, const ChardevOptionsSocket *s, const Soc
     if (!s->has_wait || s->wait) {
         g_autofree char *where = socket_addr_str(addr);
         g_printerr("storage-daemon: info: waiting for a client at %s\n", where);
-        while (!c->pending->len && !c->closing) {
+        while (!c->pending->len && !c->daemon->quitting) {
             coqueue_co_wait(&c->first, NULL);
         }
     }
     return true;
 }
 
-/* Keeps a connection up, as long as reconnect says; the first one was made by connect_co_start() or is due. */
+/* Keeps a connection up: when there is none, tries after every so many seconds. */
 static void connector_co_entry(void *opaque)
 {
     Chardev *c = opaque;
@@ -206,7 +206,7 @@ static bool stdio_start(Chardev *c, const ChardevOptionsStdio *stdio, GError **e
 {
     for (GList *l = c->daemon->chardevs.head; l; l = l->next) {
         const Chardev *other = l->data;
-        if (other->options->backend == CHARDEV_BACKEND_KIND_STDIO) {
+        if (other != c && other->options->backend == CHARDEV_BACKEND_KIND_STDIO) {
             return error_set(error, "standard input and output are taken by chardev '%s' already", other->id);
         }
     }
@@ -269,6 +269,21 @@ static void chardev_co_close(Chardev *c)
     }
 }
 
+/* An inherited descriptor must be what it is said to be, or its first use would fail in some odd way. */
+static bool check_fd(const ChardevOptionsSocket *s, int fd, GError **error)
+{
+    int listening = 0;
+    socklen_t len = sizeof(listening);
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len) < 0) {
+        return error_set_errno(error, errno, "fd %d is not a socket that can be used", fd);
+    }
+    if (s->server != !!listening) {
+        return error_set(error, "fd %d %s, which does not go with server=%s", fd,
+                         listening ? "listens" : "does not listen", s->server ? "on" : "off");
+    }
+    return true;
+}
+
 bool chardev_co_new(Daemon *daemon, const ChardevOptions *options, GError **error)
 {
     if (chardev_find(daemon, options->id)) {
@@ -279,23 +294,22 @@ bool chardev_co_new(Daemon *daemon, const ChardevOptions *options, GError **erro
     c->id = g_strdup(options->id);
     c->options = qapi_clone_ChardevOptions(options);
     c->pending = g_array_new(FALSE, FALSE, sizeof(int));
+    /* In the list while it waits, so that the end of the process finds it. */
+    g_queue_push_tail(&daemon->chardevs, c);
     bool ok;
     if (options->backend == CHARDEV_BACKEND_KIND_STDIO) {
         ok = stdio_start(c, &options->u.stdio, error);
     } else {
-        SocketAddr addr = socket_addr(&c->options->u.socket);
-        /* In the list while it waits, so that the end of the process finds it. */
-        g_queue_push_tail(&daemon->chardevs, c);
-        ok = options->u.socket.server ? listen_co_start(c, &c->options->u.socket, &addr, error)
-                                      : connect_co_start(c, &c->options->u.socket, &addr, error);
-        g_queue_remove(&daemon->chardevs, c);
+        const ChardevOptionsSocket *socket = &c->options->u.socket;
+        SocketAddr addr = socket_addr(socket);
+        ok = (!socket->fd || check_fd(socket, addr.fd, error)) &&
+             (socket->server ? listen_co_start(c, socket, &addr, error) : connect_co_start(c, socket, &addr, error));
     }
     if (!ok) {
+        g_queue_remove(&daemon->chardevs, c);
         chardev_free(c);
-        return false;
     }
-    g_queue_push_tail(&daemon->chardevs, c);
-    return true;
+    return ok;
 }
 
 bool chardev_co_apply(Daemon *daemon, void *options, GError **error)
@@ -327,6 +341,13 @@ void chardevs_serve(Daemon *daemon)
 {
     for (GList *l = daemon->chardevs.head; l; l = l->next) {
         serve_pending(l->data);
+    }
+}
+
+void chardevs_stop_waiting(Daemon *daemon)
+{
+    for (GList *l = daemon->chardevs.head; l; l = l->next) {
+        coqueue_wake_all(&((Chardev *)l->data)->first);
     }
 }
 

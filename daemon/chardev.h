@@ -21,7 +21,10 @@ bool monitor_new(Daemon *daemon, const MonitorOptions *options, GError **error);
 /* Start-up is complete: connections become sessions. */
 void chardevs_serve(Daemon *daemon);
 
-/* The end: no connection is accepted or made any more, sockets are removed. Sessions stay. */
+/* The process ends: start-up, if it waits for a client, goes on. */
+void chardevs_stop_waiting(Daemon *daemon);
+
+/* The end, when start-up is over: no connection is accepted or made any more, sockets are removed. Sessions stay. */
 void chardevs_co_close(Daemon *daemon);
 
 /* Frees what chardevs_co_close() left; no session may be there any more. */

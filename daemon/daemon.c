@@ -68,9 +68,10 @@ static void daemon_co_cancel(Daemon *d, Coroutine *const *co)
 static void end_co_entry(void *opaque)
 {
     Daemon *d = opaque;
-    /* From here on nobody new comes in; who is waited for at a socket during start-up is not waited for any more. */
-    chardevs_co_close(d);
+    chardevs_stop_waiting(d);
     daemon_co_cancel(d, &d->startup);
+    /* From here on nobody new comes in. */
+    chardevs_co_close(d);
     /* Jobs and exports first: commands may be waiting for theirs. */
     export_list_co_close_all(d->exports);
     job_list_co_cancel_all(d->jobs);
