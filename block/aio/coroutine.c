@@ -9,10 +9,14 @@
 #endif
 #endif
 
+/*
+ * Opening a tree of nodes and walking a request down it recurse, a level of the graph each time; the graph bounds the
+ * levels (GRAPH_LEVELS_MAX), and this has room for that many. Pages that nothing touched cost nothing.
+ */
 #ifdef CONTEXT_ASAN
-#define STACK_SIZE (1024 * 1024) /* red zones around every variable want room */
+#define STACK_SIZE (4 * 1024 * 1024) /* red zones around every variable want room */
 #else
-#define STACK_SIZE (256 * 1024)
+#define STACK_SIZE (1024 * 1024)
 #endif
 /*
  * As many as stay pooled. A page or three of each are in use by then, the rest has never been touched; enough for a

@@ -107,6 +107,7 @@ typedef struct IoStats {
 
 /* The options every node has, after inheritance; bool members mirror BlockdevOptions. */
 typedef struct NodeFlags {
+    unsigned level; /* how many nodes stand above this one in the tree that one command opens */
     bool read_only;
     bool auto_read_only; /* read_only may become true on open instead of an error */
     bool cache_direct, cache_no_flush;

@@ -34,6 +34,7 @@ NodeFlags node_child_defaults(const Node *parent, ChildRole role)
 {
     NodeFlags f = parent->flags;
 
+    f.level = parent->flags.level + 1;
     f.detect_zeroes = BLOCKDEV_DETECT_ZEROES_OPTIONS_OFF; /* a property of the node that was told to */
     if (role & ROLE_COW) {
         /* Backing files are only read, whatever happens above. */
@@ -93,6 +94,11 @@ static Node *node_co_open_full(Graph *graph, const BlockdevOptions *options, con
         error_set(error, "Unknown driver '%s'", name);
         return NULL;
     }
+    if (flags.level >= GRAPH_LEVELS_MAX) {
+        error_set(error, "Too many levels of nodes in one tree (the limit is %d): does an image name itself?",
+                  GRAPH_LEVELS_MAX);
+        return NULL;
+    }
     if (!flags_check(&flags, error))
         return NULL;
     node = node_alloc(graph, drv, options->node_name, &flags, error);
@@ -122,7 +128,15 @@ static Child *child_co_attach(Node *parent, const char *name, Node *node, ChildR
 {
     g_autoptr(GraphTxn) txn = graph_txn_new(parent->graph);
     Child *child = graph_txn_attach(txn, parent, name, node, role);
-    bool ok = graph_txn_co_commit(txn, error);
+    bool ok = node->height + 1 < GRAPH_LEVELS_MAX
+                  ? graph_txn_co_commit(txn, error)
+                  : error_set(error, "Node '%s' has too many levels below it (the limit is %d)", node->name,
+                              GRAPH_LEVELS_MAX);
+
+    if (ok)
+        parent->height = MAX(parent->height, node->height + 1);
+    else
+        graph_txn_free(g_steal_pointer(&txn)); /* its edge goes before our reference does */
 
     node_co_unref(node); /* the edge holds its own reference, or nobody does */
     return ok ? child : NULL;
