@@ -116,6 +116,12 @@ typedef struct NodeFlags {
     BlockdevDetectZeroesOptions detect_zeroes;
 } NodeFlags;
 
+/*
+ * The longest way from a node down to a leaf, and the deepest nesting of one open: what recurses along edges stays
+ * within a coroutine's stack, and an image that is its own backing file comes to an end.
+ */
+#define GRAPH_LEVELS_MAX 256
+
 struct Node {
     char *name; /* unique; "#blockNNN" when the user gave none */
     const Driver *drv;
@@ -155,7 +161,7 @@ struct Node {
     GQueue bitmaps; /* of Bitmap * */
     IoStats stats;
     unsigned refs;
-    guint link_id;                 /* order of creation */
+    unsigned height;               /* levels below: 0 for a leaf */
     unsigned visited;              /* walk mark of permission computation */
     unsigned cum_perm, cum_shared; /* granted to the parents together */
 };
