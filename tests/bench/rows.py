@@ -99,7 +99,7 @@ class Fio(Row):
         if self.fmt != 'null' and peer != 'fio' and 'write' in self.rw:
             with servers.nbd(peer, self.fmt, self.image(work, peer), self.direct) as uri:
                 self.fio('--ioengine=nbd', f'--uri={uri}', '--verify=crc32c', '--do_verify=1', '--verify_fatal=1',
-                         f'--io_size={64 * sd.MIB}', more=('--norandommap=0',))
+                         '--verify_state_save=0', more=(f'--io_size={64 * sd.MIB}',))
 
 
 class Copy(Row):
