@@ -210,10 +210,11 @@ docs:
 
 PREFIX ?= /usr/local
 install: all docs
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/storage-daemon $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/storage-daemon $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man5
 	install -m 755 $(BUILD)/storage-daemon $(BUILD)/storage-ctl $(DESTDIR)$(PREFIX)/bin
-	install -m 644 README.md LICENSE $(wildcard storage-daemon.conf.example docs/*.md) $(BUILD)/docs/qmp-reference.md $(DESTDIR)$(PREFIX)/share/doc/storage-daemon
-	$(if $(wildcard docs/man/*.1),install -m 644 $(wildcard docs/man/*.1) $(DESTDIR)$(PREFIX)/share/man/man1)
+	install -m 644 README.md LICENSE $(wildcard storage-daemon.conf.example docs/*.md docs/*.service) $(BUILD)/docs/qmp-reference.md $(DESTDIR)$(PREFIX)/share/doc/storage-daemon
+	install -m 644 $(wildcard docs/man/*.1) $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 $(wildcard docs/man/*.5) $(DESTDIR)$(PREFIX)/share/man/man5
 
 clean:
 	rm -rf $(BUILD)
