@@ -11,6 +11,7 @@
 
 enum {
     COMMANDS_PATIENCE_MS = 5000, /* for commands that are being carried out */
+    CANCEL_AGAIN_MS = 100,
     SESSIONS_PATIENCE_MS = 3000, /* for sessions to send what they have */
 };
 
@@ -56,13 +57,20 @@ static bool daemon_co_wait_for(Daemon *d, const unsigned *left, int ms)
     return *left == 0;
 }
 
-/* Waits until the coroutine at @co has ended, which it tells by setting that to NULL and waking d->idle. */
+/*
+ * Waits until the coroutine at @co has ended, which it tells by setting that to NULL and waking d->idle. It may be
+ * where nothing can be cancelled and wait for something else later, hence again and again.
+ */
 static void daemon_co_cancel(Daemon *d, Coroutine *const *co)
 {
+    Timer timer;
+    timer_init(&timer, d->loop, LOOP_CLOCK_REAL, wake_idle, &d->idle);
     while (*co) {
         aio_cancel(*co);
+        timer_arm(&timer, loop_now(d->loop, LOOP_CLOCK_REAL) + CANCEL_AGAIN_MS * INT64_C(1000000));
         coqueue_co_wait(&d->idle, NULL);
     }
+    timer_cancel(&timer);
 }
 
 static void end_co_entry(void *opaque)

@@ -28,6 +28,24 @@ bool startup_co_nbd_server(Daemon *daemon, void *value, GError **error)
     return nbd_server_co_start_options(daemon->exports, value, error);
 }
 
+/* bitmap=NAME is how the help of QEMU's program has always spelled bitmaps.0=NAME. */
+void *startup_decode_export(JsonNode *tree, QapiSource source, GError **error)
+{
+    JsonObject *object = JSON_NODE_HOLDS_OBJECT(tree) ? json_node_get_object(tree) : NULL;
+    if (object && json_object_has_member(object, "bitmap") && !json_object_has_member(object, "bitmaps")) {
+        JsonArray *bitmaps = json_array_new();
+        json_array_add_element(bitmaps, json_node_copy(json_object_get_member(object, "bitmap")));
+        json_object_set_array_member(object, "bitmaps", bitmaps);
+        json_object_remove_member(object, "bitmap");
+    }
+    return qapi_decode(&qapi_type_BlockExportOptions, source, tree, error);
+}
+
+void startup_free_export(void *value)
+{
+    qapi_free_BlockExportOptions(value);
+}
+
 bool startup_co_export(Daemon *daemon, void *value, GError **error)
 {
     QmpContext ctx = {.daemon = daemon};
@@ -86,11 +104,11 @@ static void startup_co_entry(void *opaque)
     d->startup = coroutine_self();
     bool ok = apply_co_all(s, &error);
     d->startup = NULL;
-    if (!ok) {
+    if (!ok && !d->quitting) {
         g_printerr("storage-daemon: %s\n", error->message);
         *s->failed = true;
         daemon_end(d);
-    } else if (!d->quitting) {
+    } else if (ok && !d->quitting) {
         process_ready();
         d->serving = true;
         chardevs_serve(d);
