@@ -1,0 +1,333 @@
+/*
+ * The metadata cache: L2 slices and refcount blocks, written back late and many at a time.
+ *
+ * Guarantees: a buffer that is being written never changes (a change meanwhile goes to a copy), so what reaches the
+ * image is the content of one moment, that of q2_cache_freeze(). Only clean tables are ever replaced, so replacing does
+ * no I/O. When all are dirty, whoever needs a place commits first (L2) or writes them out (refcount blocks, which have
+ * no dependencies).
+ *
+ * A lookup is one hash and mostly one comparison; hits do not yield and allocate nothing. A clock hand finds the table
+ * to replace.
+ */
+#include "block/drivers/qcow2/qcow2.h"
+#include <stdlib.h>
+
+#define MERGE_MAX 64 /* adjoining tables in one write */
+
+bool q2_cache_init(Q2Cache *c, Qcow2 *q, unsigned kind, uint32_t table_size, uint64_t n, GError **error)
+{
+    *c = (Q2Cache){.q = q, .kind = kind, .table_size = table_size, .n = (uint32_t)MIN(n, UINT32_MAX / 4)};
+    c->table_bits = ilog2(table_size);
+    c->hash_bits = ilog2(c->n) + 1;
+    c->tables = g_try_new0(Q2Table, c->n);
+    c->hash = g_try_new0(uint32_t, UINT64_C(1) << c->hash_bits);
+    c->dirty = g_try_new0(Q2Table *, c->n);
+    c->commit = g_try_new0(Q2Table *, c->n);
+    if (!c->tables || !c->hash || !c->dirty || !c->commit) {
+        q2_cache_free(c);
+        return error_set(error, "Could not allocate a qcow2 metadata cache of %" G_GUINT64_FORMAT " tables", n);
+    }
+    return true;
+}
+
+void q2_cache_free(Q2Cache *c)
+{
+    for (uint32_t i = 0; c->tables && i < c->n; i++) {
+        free(c->tables[i].data);
+        free(c->tables[i].stable);
+    }
+    g_clear_pointer(&c->tables, g_free);
+    g_clear_pointer(&c->hash, g_free);
+    g_clear_pointer(&c->dirty, g_free);
+    g_clear_pointer(&c->commit, g_free);
+}
+
+static inline uint32_t *hash_slot(Q2Cache *c, uint64_t offset)
+{
+    return &c->hash[((offset >> c->table_bits) * UINT64_C(0x9e3779b97f4a7c15)) >> (64 - c->hash_bits)];
+}
+
+static inline Q2Table *find(Q2Cache *c, uint64_t offset)
+{
+    for (uint32_t i = *hash_slot(c, offset); i; i = c->tables[i - 1].next) {
+        if (c->tables[i - 1].offset == offset)
+            return &c->tables[i - 1];
+    }
+    return NULL;
+}
+
+static void unhash(Q2Cache *c, Q2Table *table)
+{
+    uint32_t *link = hash_slot(c, table->offset), self = (uint32_t)(table - c->tables) + 1;
+
+    while (*link != self)
+        link = &c->tables[*link - 1].next;
+    *link = table->next;
+    table->next = 0;
+    table->offset = 0;
+}
+
+static bool is_busy(const Q2Table *table)
+{
+    return table->dirty || table->commit || table->loading;
+}
+
+static uint8_t *table_alloc(const Q2Cache *c)
+{
+    void *mem;
+
+    return posix_memalign(&mem, MIN(MAX(c->table_size, 512), 4096), c->table_size) == 0 ? mem : NULL;
+}
+
+/* A table that can be replaced, taken out of the hash, with memory. *@ret is NULL when all are busy. */
+static int take_victim(Q2Cache *c, Q2Table **ret)
+{
+    *ret = NULL;
+    for (uint64_t i = 0; i < (uint64_t)c->n * 2; i++) {
+        Q2Table *table = &c->tables[c->hand];
+        c->hand = c->hand + 1 == c->n ? 0 : c->hand + 1;
+        if (is_busy(table))
+            continue;
+        if (table->used && table->offset) {
+            table->used = false;
+            continue;
+        }
+        if (!table->data)
+            table->data = table_alloc(c);
+        if (!table->data)
+            return -ENOMEM;
+        if (table->offset)
+            unhash(c, table);
+        *ret = table;
+        return 0;
+    }
+    return 0;
+}
+
+static void enhash(Q2Cache *c, Q2Table *table, uint64_t offset)
+{
+    uint32_t *slot = hash_slot(c, offset);
+
+    table->offset = offset;
+    table->next = *slot;
+    *slot = (uint32_t)(table - c->tables) + 1;
+    table->used = table->recent = true;
+}
+
+/* Makes dirty tables clean so that one can be replaced. */
+static int cache_co_make_room(Q2Cache *c)
+{
+    int ret;
+
+    if (!q2_cache_is_dirty(c)) {
+        /* All are being loaded by others. */
+        coqueue_co_wait(&c->loaders, NULL);
+        return 0;
+    }
+    if (c->kind == Q2_META_L2)
+        return q2_co_commit(c->q);
+    if (c->n_commit) {
+        coqueue_co_wait(&c->loaders, NULL); /* somebody is writing already */
+        return 0;
+    }
+    q2_cache_freeze(c);
+    ret = q2_cache_co_write_frozen(c);
+    return ret;
+}
+
+static int cache_co_load(Q2Cache *c, Q2Table *table, uint64_t offset)
+{
+    int ret;
+
+    enhash(c, table, offset);
+    table->loading = true;
+    ret = child_co_pread(c->q->node->file, offset, c->table_size, table->data, 0);
+    table->loading = false;
+    if (ret < 0 && table->offset == offset)
+        unhash(c, table);
+    coqueue_wake_all(&c->loaders);
+    return ret;
+}
+
+int q2_cache_co_get(Q2Cache *c, uint64_t offset, Q2Table **ret)
+{
+    for (;;) {
+        Q2Table *table = find(c, offset);
+        int r;
+
+        if (G_LIKELY(table)) {
+            if (G_UNLIKELY(table->loading)) {
+                coqueue_co_wait(&c->loaders, NULL);
+                continue;
+            }
+            table->used = table->recent = true;
+            *ret = table;
+            return 0;
+        }
+        if (G_UNLIKELY(c->q->corrupt))
+            return -EIO;
+        r = take_victim(c, &table);
+        if (r == 0)
+            r = table ? cache_co_load(c, table, offset) : cache_co_make_room(c);
+        if (r < 0)
+            return r;
+    }
+}
+
+int q2_cache_co_new(Q2Cache *c, uint64_t offset, Q2Table **ret)
+{
+    Q2Table *table;
+
+    q2_cache_forget(c, offset, c->table_size);
+    for (;;) {
+        int r = take_victim(c, &table);
+        if (r < 0)
+            return r;
+        if (table)
+            break;
+        r = cache_co_make_room(c);
+        if (r < 0)
+            return r;
+    }
+    memset(table->data, 0, c->table_size);
+    enhash(c, table, offset);
+    q2_cache_modify(c, table);
+    *ret = table;
+    return 0;
+}
+
+void *q2_cache_modify(Q2Cache *c, Q2Table *table)
+{
+    g_assert(table->offset && !table->loading);
+    if (table->commit && !table->stable) {
+        uint8_t *copy = table_alloc(c);
+        if (!copy)
+            return NULL;
+        memcpy(copy, table->data, c->table_size);
+        table->stable = table->data;
+        table->data = copy;
+    }
+    table->dirty = true;
+    if (!table->listed) {
+        table->listed = true;
+        c->dirty[c->n_dirty++] = table;
+    }
+    return table->data;
+}
+
+void q2_cache_forget(Q2Cache *c, uint64_t offset, uint64_t bytes)
+{
+    for (uint64_t at = offset; at < offset + bytes; at += c->table_size) {
+        Q2Table *table = find(c, at);
+        if (!table)
+            continue;
+        unhash(c, table); /* offset becomes 0: a commit passes it over, a loader notices */
+        table->dirty = false;
+    }
+}
+
+void q2_cache_freeze(Q2Cache *c)
+{
+    g_assert(c->n_commit == 0);
+    for (uint32_t i = 0; i < c->n_dirty; i++) {
+        Q2Table *table = c->dirty[i];
+        table->listed = false;
+        if (!table->dirty)
+            continue;
+        table->dirty = false;
+        table->commit = true;
+        c->commit[c->n_commit++] = table;
+    }
+    c->n_dirty = 0;
+}
+
+static int by_offset(const void *a, const void *b)
+{
+    const Q2Table *const *x = a, *const *y = b;
+
+    return (*x)->offset < (*y)->offset ? -1 : (*x)->offset > (*y)->offset;
+}
+
+/* @table's part in the commit is over; on failure its content still has to be written. */
+static void commit_done(Q2Cache *c, Q2Table *table, bool ok)
+{
+    table->commit = false;
+    free(table->stable);
+    table->stable = NULL;
+    if (!ok && table->offset) {
+        table->dirty = true;
+        if (!table->listed) {
+            table->listed = true;
+            c->dirty[c->n_dirty++] = table;
+        }
+    }
+}
+
+/* Writes @n frozen tables that adjoin each other in the image. */
+static int cache_co_write_run(Q2Cache *c, Q2Table **tables, uint32_t n)
+{
+    struct iovec iov[MERGE_MAX];
+    IoVec vec = {.iov = iov, .n = (int)n, .size = (size_t)n * c->table_size};
+    int ret;
+
+    for (uint32_t i = 0; i < n; i++)
+        iov[i] = (struct iovec){.iov_base = tables[i]->stable ? tables[i]->stable : tables[i]->data,
+                                .iov_len = c->table_size};
+    ret = q2_co_meta_check(c->q, c->kind, tables[0]->offset, vec.size);
+    if (ret == 0)
+        ret = child_co_pwritev(c->q->node->file, tables[0]->offset, vec.size, &vec, 0, 0);
+    for (uint32_t i = 0; i < n; i++)
+        commit_done(c, tables[i], ret == 0);
+    return ret;
+}
+
+int q2_cache_co_write_frozen(Q2Cache *c)
+{
+    uint32_t n = c->n_commit;
+    int ret = 0;
+
+    qsort(c->commit, n, sizeof(c->commit[0]), by_offset);
+    for (uint32_t i = 0; i < n;) {
+        uint32_t run = 1;
+        if (!c->commit[i]->offset) { /* forgotten meanwhile */
+            commit_done(c, c->commit[i], true);
+            i++;
+            continue;
+        }
+        while (i + run < n && run < MERGE_MAX &&
+               c->commit[i + run]->offset == c->commit[i]->offset + (uint64_t)run * c->table_size)
+            run++;
+        int r = cache_co_write_run(c, c->commit + i, run);
+        if (ret == 0)
+            ret = r;
+        i += run;
+    }
+    c->n_commit = 0;
+    coqueue_wake_all(&c->loaders);
+    return ret;
+}
+
+void q2_cache_thaw(Q2Cache *c)
+{
+    for (uint32_t i = 0; i < c->n_commit; i++)
+        commit_done(c, c->commit[i], false);
+    c->n_commit = 0;
+    coqueue_wake_all(&c->loaders);
+}
+
+void q2_cache_clean(Q2Cache *c)
+{
+    for (uint32_t i = 0; i < c->n; i++) {
+        Q2Table *table = &c->tables[i];
+        if (is_busy(table) || !table->data)
+            continue;
+        if (table->recent) {
+            table->recent = false;
+            continue;
+        }
+        if (table->offset)
+            unhash(c, table);
+        free(table->data);
+        table->data = NULL;
+    }
+}

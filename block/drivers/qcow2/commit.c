@@ -1,0 +1,187 @@
+/*
+ * The one place where metadata goes to the image in order.
+ *
+ * At one moment everything that is dirty is frozen: refcount blocks, refcount table, L2 slices, L1 entries, and the
+ * list of what they no longer refer to. Then:
+ *
+ *   1. refcount blocks are written;
+ *   2. where the refcount table has new blocks: barrier, then its entries;
+ *   3. barrier: the blocks, and all guest data whose L2 entries were in memory at that moment, are durable; so are the
+ *      L2 and L1 entries that the previous commit wrote, hence what it dropped is freed now;
+ *   4. L2 slices and L1 entries are written. Between them there is no order to keep: an L1 entry leads to a table that
+ *      was written whole (zeroed or copied) before 3, and anything that is in it after a crash refers to what is
+ * durable.
+ *
+ * A crash at any point leaves leaks at worst. Changes made meanwhile go to copies and belong to the next commit. The
+ * caller's flush (the graph's) is the barrier after 4. When a step fails, everything frozen is dirty again.
+ */
+#include "block/drivers/qcow2/qcow2.h"
+
+#define SECTOR_ENTRIES 64 /* of L1 and refcount table, 512 bytes */
+
+/* Sectors of a table in the image, as they were at one moment. */
+typedef struct Sectors {
+    uint64_t *index; /* in units of SECTOR_ENTRIES */
+    uint8_t *data;   /* 512 bytes each */
+    uint32_t n;
+} Sectors;
+
+static void sectors_free(Sectors *s)
+{
+    g_free(s->index);
+    g_free(s->data);
+}
+
+/* Copies the dirty sectors of @table, which has @size entries, and marks them clean. */
+static bool sectors_take(Sectors *s, const uint64_t *table, uint32_t size, uint64_t *dirty, uint32_t *n_dirty)
+{
+    *s = (Sectors){0};
+    if (!*n_dirty)
+        return true;
+    s->index = g_try_new(uint64_t, *n_dirty);
+    s->data = g_try_malloc0((size_t)*n_dirty * 512);
+    if (!s->index || !s->data) {
+        sectors_free(s);
+        return false;
+    }
+    for (uint64_t word = 0; s->n < *n_dirty; word++) {
+        while (dirty[word]) {
+            unsigned bit = (unsigned)__builtin_ctzll(dirty[word]);
+            uint64_t sector = word * 64 + bit;
+            dirty[word] &= dirty[word] - 1;
+            for (uint64_t i = 0; i < SECTOR_ENTRIES && sector * SECTOR_ENTRIES + i < size; i++)
+                store_be64(s->data + (size_t)s->n * 512 + i * 8, table[sector * SECTOR_ENTRIES + i]);
+            s->index[s->n++] = sector;
+        }
+    }
+    *n_dirty = 0;
+    return true;
+}
+
+static void sectors_put_back(const Sectors *s, uint64_t *dirty, uint32_t *n_dirty)
+{
+    for (uint32_t i = 0; i < s->n; i++) {
+        uint64_t bit = UINT64_C(1) << (s->index[i] % 64);
+        *n_dirty += !(dirty[s->index[i] / 64] & bit);
+        dirty[s->index[i] / 64] |= bit;
+    }
+}
+
+/* Writes them into the table at @offset with @size entries, neighbours in one go. */
+static int sectors_co_write(Qcow2 *q, const Sectors *s, unsigned kind, uint64_t offset, uint32_t size)
+{
+    for (uint32_t i = 0, n; i < s->n; i += n) {
+        uint64_t at = offset + s->index[i] * 512, bytes;
+        int ret;
+        for (n = 1; i + n < s->n && s->index[i + n] == s->index[i] + n; n++) {
+        }
+        bytes = u64_min((uint64_t)n * 512, offset + (uint64_t)size * 8 - at);
+        ret = q2_co_meta_check(q, kind, at, bytes);
+        if (ret == 0)
+            ret = child_co_pwrite(q->node->file, at, bytes, s->data + (size_t)i * 512, 0);
+        if (ret < 0)
+            return ret;
+    }
+    return 0;
+}
+
+/* What was frozen together. */
+typedef struct Frozen {
+    Sectors l1, rt;
+    uint64_t rt_offset; /* of that moment: a table that has moved since was written whole */
+} Frozen;
+
+static bool freeze(Qcow2 *q, Frozen *f)
+{
+    *f = (Frozen){.rt_offset = q->header.rt_offset};
+    if (!sectors_take(&f->rt, q->rt, q->rt_size, q->rt_dirty, &q->rt_n_dirty))
+        return false;
+    if (!sectors_take(&f->l1, q->l1, q->l1_size, q->l1_dirty, &q->l1_n_dirty)) {
+        sectors_put_back(&f->rt, q->rt_dirty, &q->rt_n_dirty);
+        sectors_free(&f->rt);
+        return false;
+    }
+    q2_cache_freeze(&q->rb);
+    q2_cache_freeze(&q->l2);
+    q2_free_freeze(q);
+    return true;
+}
+
+/* Steps 1 to 3. */
+static int commit_co_refcounts(Qcow2 *q, Frozen *f)
+{
+    int ret = q2_cache_co_write_frozen(&q->rb);
+
+    if (ret == 0 && f->rt.n) {
+        ret = child_co_flush(q->node->file);
+        /* Not while the table is being replaced by a larger one, and not into one that has been. */
+        comutex_co_lock(&q->alloc_lock);
+        if (ret == 0 && f->rt_offset == q->header.rt_offset)
+            ret = sectors_co_write(q, &f->rt, Q2_META_REFTABLE, q->header.rt_offset, q->rt_size);
+        if (ret < 0 && f->rt_offset == q->header.rt_offset)
+            sectors_put_back(&f->rt, q->rt_dirty, &q->rt_n_dirty);
+        comutex_unlock(&q->alloc_lock);
+    } else if (ret < 0) {
+        sectors_put_back(&f->rt, q->rt_dirty, &q->rt_n_dirty);
+    }
+    return ret == 0 ? child_co_flush(q->node->file) : ret;
+}
+
+int q2_co_commit_locked(Qcow2 *q)
+{
+    Frozen f;
+    int ret;
+
+    if (G_UNLIKELY(q->corrupt))
+        return -EIO;
+    if (!q2_cache_is_dirty(&q->rb) && !q2_cache_is_dirty(&q->l2) && !q->l1_n_dirty && !q->rt_n_dirty &&
+        !q2_free_pending(q))
+        return 0;
+    q2_data_co_flip(q);
+    while (q->rb.n_commit) /* an allocation makes room in the cache */
+        coqueue_co_wait(&q->rb.loaders, NULL);
+    if (!freeze(q, &f))
+        return -ENOMEM;
+    ret = commit_co_refcounts(q, &f);
+    if (ret == 0)
+        ret = q2_free_co_apply(q);
+    if (ret < 0) {
+        q2_cache_thaw(&q->l2);
+    } else {
+        ret = q2_cache_co_write_frozen(&q->l2);
+    }
+    if (ret == 0)
+        ret = sectors_co_write(q, &f.l1, Q2_META_L1, q->header.l1_offset, q->l1_size);
+    if (ret < 0)
+        sectors_put_back(&f.l1, q->l1_dirty, &q->l1_n_dirty);
+    else
+        q2_free_written(q);
+    sectors_free(&f.rt);
+    sectors_free(&f.l1);
+    return ret;
+}
+
+int q2_co_commit(Qcow2 *q)
+{
+    int ret;
+
+    comutex_co_lock(&q->commit_lock);
+    ret = q2_co_commit_locked(q);
+    comutex_unlock(&q->commit_lock);
+    return ret;
+}
+
+int q2_co_settle(Qcow2 *q)
+{
+    int ret;
+
+    comutex_co_lock(&q->commit_lock);
+    do {
+        ret = q2_co_commit_locked(q);
+        if (ret == 0)
+            ret = child_co_flush(q->node->file);
+    } while (ret == 0 &&
+             (q2_free_pending(q) || q2_cache_is_dirty(&q->rb) || q2_cache_is_dirty(&q->l2) || q->rt_n_dirty));
+    comutex_unlock(&q->commit_lock);
+    return ret;
+}

@@ -1,0 +1,128 @@
+/*
+ * Clusters on their way to being free.
+ *
+ * Guarantees: between the moment when an entry in memory stops referring to a cluster and the moment when its refcount
+ * goes down lie: the write of that entry to the image, a barrier after it, and the end of every request that began
+ * while the old entry could be seen. A cluster so cannot be reused while a crash, or a slow request, could still find
+ * it through the old entry.
+ *
+ * A range goes from `dropped` (when the entry changes in memory) to `written` (when a commit has written the entry) and
+ * is lowered after the next barrier, which mostly is the next commit's. Phases of requests: q2_data_enter() counts a
+ * request in the present phase; each commit begins a new one when the one before the last has run empty. The commit
+ * that lowers counts waits for all requests that began before it did, so for all that began before the drop.
+ */
+#include "block/drivers/qcow2/qcow2.h"
+
+#define MAX_DROPPED       4096
+#define MAX_DROPPED_BYTES (UINT64_C(1) << 30)
+
+static Q2Free *list_push(Q2FreeList *list)
+{
+    if (list->n == list->room) {
+        size_t room = list->room ? list->room * 2 : 64;
+        Q2Free *items = g_try_renew(Q2Free, list->items, room);
+        if (!items)
+            return NULL;
+        list->items = items;
+        list->room = room;
+    }
+    return &list->items[list->n++];
+}
+
+void q2_free_later(Qcow2 *q, uint64_t offset, uint64_t bytes, unsigned kind)
+{
+    Q2FreeList *list = &q->dropped;
+    Q2Free *last = list->n ? &list->items[list->n - 1] : NULL;
+
+    q->free_bytes += bytes;
+    /* Neighbours are joined where both are whole clusters: compressed data shares clusters, and each part counts. */
+    if (last && last->kind == kind && last->offset + last->bytes == offset &&
+        is_aligned(offset | bytes | last->offset, q->cluster_size)) {
+        last->bytes += bytes;
+        return;
+    }
+    last = list_push(list);
+    if (last)
+        *last = (Q2Free){.offset = offset, .bytes = bytes, .kind = kind};
+}
+
+void q2_free_entry_later(Qcow2 *q, uint64_t entry, unsigned kind)
+{
+    uint64_t offset, bytes;
+
+    switch (q2_entry_kind(q, entry)) {
+    case Q2_NORMAL:
+    case Q2_ZERO_ALLOC:
+        q2_free_later(q, entry & Q2_OFFSET_MASK, q->cluster_size, kind);
+        break;
+    case Q2_PACKED:
+        q2_packed_range(q, entry, &offset, &bytes);
+        q2_free_later(q, offset, bytes, Q2_FREE_NEVER);
+        break;
+    default:
+        break;
+    }
+}
+
+bool q2_free_pending(const Qcow2 *q)
+{
+    return q->dropped.n || q->committing.n || q->written.n;
+}
+
+void q2_free_co_throttle(Qcow2 *q)
+{
+    /* An error is not this request's: what could not be written is still dirty and the next flush fails. */
+    if (G_UNLIKELY(q->dropped.n > MAX_DROPPED || q->free_bytes > MAX_DROPPED_BYTES))
+        q2_co_commit(q);
+}
+
+void q2_free_freeze(Qcow2 *q)
+{
+    if (q->committing.n == 0) {
+        Q2FreeList empty = q->committing;
+        q->committing = q->dropped;
+        q->dropped = empty;
+    } else { /* the last commit failed; what it should have written is part of this one */
+        for (size_t i = 0; i < q->dropped.n; i++) {
+            Q2Free *item = list_push(&q->committing);
+            if (item)
+                *item = q->dropped.items[i];
+        }
+        q->dropped.n = 0;
+    }
+    q->free_bytes = 0;
+}
+
+void q2_free_written(Qcow2 *q)
+{
+    Q2FreeList empty = q->written;
+
+    g_assert(q->written.n == 0);
+    q->written = q->committing;
+    q->committing = empty;
+}
+
+int q2_free_co_apply(Qcow2 *q)
+{
+    int ret = 0;
+
+    if (!q->written.n)
+        return 0;
+    q2_data_co_wait(q);
+    for (size_t i = 0; i < q->written.n && ret == 0; i++)
+        ret = q2_co_unref(q, q->written.items[i].offset, q->written.items[i].bytes, q->written.items[i].kind);
+    q->written.n = 0; /* after an error the rest are leaks */
+    return ret;
+}
+
+void q2_data_co_wait(Qcow2 *q)
+{
+    while (q->in_data[!q->phase])
+        coqueue_co_wait(&q->phase_waiters, NULL);
+}
+
+void q2_data_co_flip(Qcow2 *q)
+{
+    q2_data_co_wait(q);
+    q->phase = !q->phase;
+}

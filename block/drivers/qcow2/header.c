@@ -1,0 +1,315 @@
+/*
+ * The header: parsing it without trust, and changing single fields of it.
+ *
+ * Every field is checked against the format's and our own limits before anything is derived from it. A header is never
+ * rewritten as a whole: what changes is patched in place, 4 to 12 bytes within the first sector, which a disk writes
+ * whole or not at all. So extensions and fields that we do not know stay as they are.
+ */
+#include "block/drivers/qcow2/qcow2.h"
+
+static bool bad_field(GError **error, const char *field, uint64_t value, const char *limit)
+{
+    return error_set(error, "Invalid qcow2 header: %s is %" G_GUINT64_FORMAT " (0x%" G_GINT64_MODIFIER "x), %s", field,
+                     value, value, limit);
+}
+
+static bool parse_fixed(Q2Header *h, const uint8_t *buf, size_t len, GError **error)
+{
+    if (len < 8 || load_be32(buf) != Q2_MAGIC)
+        return error_set(error, "Image is not in qcow2 format");
+    h->version = load_be32(buf + 4);
+    if (h->version != 2 && h->version != 3)
+        return error_set(error, "Unsupported qcow2 version %" G_GUINT32_FORMAT, h->version);
+    if (len < (h->version == 2 ? Q2_V2_HEADER : Q2_V3_HEADER))
+        return error_set(error, "qcow2 header too short: the image ends after %zu bytes", len);
+    h->cluster_bits = load_be32(buf + 20);
+    if (h->cluster_bits < Q2_MIN_CLUSTER_BITS || h->cluster_bits > Q2_MAX_CLUSTER_BITS)
+        return error_set(error, "Unsupported cluster size: 2^%" G_GUINT32_FORMAT " (must be from 2^%d to 2^%d)",
+                         h->cluster_bits, Q2_MIN_CLUSTER_BITS, Q2_MAX_CLUSTER_BITS);
+    h->size = load_be64(buf + Q2_H_SIZE);
+    h->crypt_method = load_be32(buf + 32);
+    h->l1_size = load_be32(buf + Q2_H_L1_SIZE);
+    h->l1_offset = load_be64(buf + Q2_H_L1_SIZE + 4);
+    h->rt_offset = load_be64(buf + Q2_H_RT_OFFSET);
+    h->rt_clusters = load_be32(buf + Q2_H_RT_OFFSET + 8);
+    h->nb_snapshots = load_be32(buf + 60);
+    h->snapshots_offset = load_be64(buf + 64);
+    h->refcount_order = 4;
+    h->header_length = Q2_V2_HEADER;
+    if (h->version == 2)
+        return true;
+    h->incompat = load_be64(buf + Q2_H_INCOMPAT);
+    h->compat = load_be64(buf + 80);
+    h->autoclear = load_be64(buf + Q2_H_AUTOCLEAR);
+    h->refcount_order = load_be32(buf + 96);
+    h->header_length = load_be32(buf + 100);
+    if (h->header_length < Q2_V3_HEADER)
+        return error_set(error, "qcow2 header too short: header_length is %" G_GUINT32_FORMAT ", at least %d is needed",
+                         h->header_length, Q2_V3_HEADER);
+    if (h->header_length > UINT32_C(1) << h->cluster_bits)
+        return error_set(error, "qcow2 header exceeds cluster size: header_length is %" G_GUINT32_FORMAT,
+                         h->header_length);
+    if (h->header_length > len)
+        return error_set(error, "qcow2 header too short: the image ends after %zu bytes", len);
+    if (h->header_length > Q2_V3_HEADER)
+        h->compression_type = buf[104];
+    return true;
+}
+
+/* Tables lie at cluster boundaries within what offsets can express. */
+static bool check_table(const Q2Header *h, const char *field, uint64_t offset, uint64_t bytes, GError **error)
+{
+    uint64_t cluster = UINT64_C(1) << h->cluster_bits;
+
+    if (!is_aligned(offset, cluster))
+        return bad_field(error, field, offset, "not a multiple of the cluster size");
+    if (offset > Q2_MAX_HOST - bytes)
+        return bad_field(error, field, offset, "beyond the limit of 2^56");
+    return true;
+}
+
+static bool check_sizes(const Q2Header *h, GError **error)
+{
+    uint64_t cluster = UINT64_C(1) << h->cluster_bits;
+    unsigned l1_cover = h->cluster_bits - 3 + h->cluster_bits; /* log2 of the bytes of one L1 entry */
+
+    if (h->refcount_order > 6)
+        return error_set(error,
+                         "Reference count entry width too large: refcount_order is %" G_GUINT32_FORMAT
+                         ", may not exceed 6 (64 bits)",
+                         h->refcount_order);
+    if (h->size > (uint64_t)INT64_MAX - cluster)
+        return bad_field(error, "size", h->size, "too large");
+    if (h->l1_size > Q2_MAX_L1_BYTES / 8)
+        return error_set(error, "Active L1 table too large: l1_size is %" G_GUINT32_FORMAT ", the limit is %d entries",
+                         h->l1_size, Q2_MAX_L1_BYTES / 8);
+    if (h->size && ((h->size - 1) >> l1_cover) + 1 > h->l1_size)
+        return error_set(error,
+                         "L1 table is too small: l1_size is %" G_GUINT32_FORMAT ", size %" G_GUINT64_FORMAT
+                         " needs %" G_GUINT64_FORMAT " entries",
+                         h->l1_size, h->size, ((h->size - 1) >> l1_cover) + 1);
+    if (!check_table(h, "l1_table_offset", h->l1_offset, (uint64_t)h->l1_size * 8, error))
+        return false;
+    if (h->l1_size && !h->l1_offset)
+        return bad_field(error, "l1_table_offset", 0, "which is the header's place");
+    if (h->rt_clusters == 0)
+        return error_set(error, "Image does not contain a reference count table");
+    if (h->rt_clusters > (uint32_t)MAX(Q2_MAX_RT_BYTES >> h->cluster_bits, 1))
+        return error_set(error,
+                         "Reference count table too large: refcount_table_clusters is %" G_GUINT32_FORMAT
+                         ", the limit is %d bytes",
+                         h->rt_clusters, Q2_MAX_RT_BYTES);
+    if (!check_table(h, "refcount_table_offset", h->rt_offset, (uint64_t)h->rt_clusters << h->cluster_bits, error))
+        return false;
+    if (!h->rt_offset)
+        return bad_field(error, "refcount_table_offset", 0, "which is the header's place");
+    if (h->nb_snapshots > Q2_MAX_SNAPSHOTS)
+        return error_set(error, "Snapshot table too large: nb_snapshots is %" G_GUINT32_FORMAT ", the limit is %d",
+                         h->nb_snapshots, Q2_MAX_SNAPSHOTS);
+    if (h->nb_snapshots && !check_table(h, "snapshots_offset", h->snapshots_offset, Q2_MAX_SNAPSHOT_BYTES, error))
+        return false;
+    return true;
+}
+
+/* Names as the image has them, made fit to be shown. */
+static char *printable(const uint8_t *text, size_t len)
+{
+    g_autofree char *copy = g_strndup((const char *)text, len);
+
+    return g_utf8_make_valid(copy, -1);
+}
+
+/* Which unknown incompatible bits there are, by the names that the image's own table gives them. */
+static bool refuse_features(const Q2Header *h, uint64_t bits, const uint8_t *table, size_t table_len, GError **error)
+{
+    g_autoptr(GString) names = g_string_new(NULL);
+
+    for (unsigned bit = 0; bit < 64; bit++) {
+        g_autofree char *name = NULL;
+        if (!(bits >> bit & 1))
+            continue;
+        for (size_t at = 0; at + 48 <= table_len && !name; at += 48) {
+            if (table[at] == 0 && table[at + 1] == bit)
+                name = printable(table + at + 2, 46);
+        }
+        if (!name && bit == 2)
+            name = g_strdup("external data file");
+        if (!name && bit == 4)
+            name = g_strdup("extended L2 entries");
+        if (!name)
+            name = g_strdup_printf("Unknown incompatible feature: %" G_GINT64_MODIFIER "x", UINT64_C(1) << bit);
+        g_string_append_printf(names, "%s%s", names->len ? ", " : "", name);
+    }
+    return error_set(error, "Unsupported qcow2 feature(s): %s", names->str);
+}
+
+static bool parse_bitmaps(Q2Header *h, const uint8_t *data, uint32_t len, GError **error)
+{
+    if (len != 24)
+        return error_set(error, "Invalid qcow2 header: the bitmaps extension has %" G_GUINT32_FORMAT " bytes, not 24",
+                         len);
+    h->bitmaps.n = load_be32(data);
+    h->bitmaps.directory_size = load_be64(data + 8);
+    h->bitmaps.directory_offset = load_be64(data + 16);
+    if (h->bitmaps.n == 0 || h->bitmaps.n > Q2_MAX_BITMAPS)
+        return bad_field(error, "nb_bitmaps", h->bitmaps.n, "from 1 to 65535 are allowed");
+    if (h->bitmaps.directory_size == 0 || h->bitmaps.directory_size > Q2_MAX_BITMAPS * UINT64_C(1048))
+        return bad_field(error, "bitmap_directory_size", h->bitmaps.directory_size, "out of range");
+    return check_table(h, "bitmap_directory_offset", h->bitmaps.directory_offset, h->bitmaps.directory_size, error);
+}
+
+static bool parse_extensions(Q2Header *h, const uint8_t *buf, size_t end, const uint8_t **features,
+                             size_t *features_len, GError **error)
+{
+    size_t at = h->header_length;
+
+    while (at + 8 <= end) {
+        uint32_t type = load_be32(buf + at), len = load_be32(buf + at + 4);
+        const uint8_t *data = buf + at + 8;
+        at += 8;
+        if (type == 0)
+            return true;
+        if (len > end - at)
+            return error_set(error,
+                             "Header extension too large: type 0x%08x has %" G_GUINT32_FORMAT " bytes, %zu are left",
+                             type, len, end - at);
+        switch (type) {
+        case Q2_EXT_BACKING_FORMAT:
+            if (len >= 16)
+                return error_set(error,
+                                 "Invalid qcow2 header: the backing format's name has %" G_GUINT32_FORMAT
+                                 " bytes, the limit is 15",
+                                 len);
+            g_free(h->backing_format);
+            h->backing_format = printable(data, len);
+            break;
+        case Q2_EXT_FEATURES:
+            *features = data;
+            *features_len = len;
+            break;
+        case Q2_EXT_BITMAPS:
+            /* Without its autoclear bit it is what somebody left behind who did not know it. */
+            if ((h->autoclear & Q2_AUTOCLEAR_BITMAPS) && !parse_bitmaps(h, data, len, error))
+                return false;
+            break;
+        default: /* unknown ones may be ignored */
+            break;
+        }
+        at += align_up(len, 8);
+    }
+    return true;
+}
+
+static bool parse_backing(Q2Header *h, const uint8_t *buf, size_t len, GError **error)
+{
+    uint64_t offset = load_be64(buf + 8), cluster = UINT64_C(1) << h->cluster_bits;
+    uint32_t size = load_be32(buf + 16);
+
+    if (!offset)
+        return true;
+    if (offset > cluster || offset < h->header_length)
+        return bad_field(error, "backing_file_offset", offset, "outside of the first cluster");
+    if (size > MIN(Q2_MAX_BACKING, cluster - offset))
+        return error_set(error,
+                         "Backing file name too long: backing_file_size is %" G_GUINT32_FORMAT
+                         ", the limit is %" G_GUINT64_FORMAT,
+                         size, MIN(Q2_MAX_BACKING, cluster - offset));
+    if (offset + size > len)
+        return bad_field(error, "backing_file_offset", offset, "the name lies behind the end of the image");
+    if (size)
+        h->backing_file = g_strndup((const char *)buf + offset, size);
+    return true;
+}
+
+bool q2_header_parse(Q2Header *h, const uint8_t *buf, size_t len, GError **error)
+{
+    const uint64_t known = Q2_INCOMPAT_DIRTY | Q2_INCOMPAT_CORRUPT | Q2_INCOMPAT_COMPRESSION;
+    const uint8_t *features = NULL;
+    size_t features_len = 0, end;
+    uint64_t backing;
+
+    *h = (Q2Header){0};
+    if (!parse_fixed(h, buf, len, error) || !check_sizes(h, error) || !parse_backing(h, buf, len, error)) {
+        q2_header_free(h);
+        return false;
+    }
+    backing = load_be64(buf + 8);
+    end = MIN(len, backing ? backing : UINT64_C(1) << h->cluster_bits);
+    if (!parse_extensions(h, buf, end, &features, &features_len, error)) {
+        q2_header_free(h);
+        return false;
+    }
+    if (h->incompat & ~known) {
+        refuse_features(h, h->incompat & ~known, features, features_len, error);
+        q2_header_free(h);
+        return false;
+    }
+    return true;
+}
+
+void q2_header_free(Q2Header *h)
+{
+    g_clear_pointer(&h->backing_file, g_free);
+    g_clear_pointer(&h->backing_format, g_free);
+}
+
+bool q2_header_check_use(const Q2Header *h, bool writable, GError **error)
+{
+    if (h->crypt_method == 1)
+        return error_set(error, "Unsupported encryption method 1: AES-CBC encrypted images are not supported");
+    if (h->crypt_method == 2)
+        return error_set(error, "Unsupported encryption method 2: LUKS encrypted images are not supported");
+    if (h->crypt_method)
+        return error_set(error, "Unsupported encryption method %" G_GUINT32_FORMAT, h->crypt_method);
+    if (h->compression_type > 1)
+        return error_set(error, "qcow2: unknown compression type: %u", h->compression_type);
+    if (!!(h->incompat & Q2_INCOMPAT_COMPRESSION) != (h->compression_type != 0))
+        return error_set(error, "qcow2: Compression type incompatible feature bit must %s be set",
+                         h->compression_type ? "" : "not");
+    if (writable && (h->incompat & Q2_INCOMPAT_CORRUPT))
+        return error_set(error, "qcow2: Image is corrupt; cannot be opened read/write");
+    if (writable && (h->incompat & Q2_INCOMPAT_DIRTY))
+        return error_set(error, "qcow2: Image is marked dirty (lazy refcounts after a crash); cannot be opened "
+                                "read/write before 'qemu-img check -r all' has repaired it");
+    return true;
+}
+
+int q2_co_header_patch(Qcow2 *q, unsigned offset, const void *bytes, unsigned size)
+{
+    g_assert(offset + size <= 512);
+    return child_co_pwrite(q->node->file, offset, size, bytes, 0);
+}
+
+int q2_co_set_incompat(Qcow2 *q, uint64_t incompat)
+{
+    uint8_t field[8];
+    int ret;
+
+    if (q->header.version < 3)
+        return 0;
+    store_be64(field, incompat);
+    ret = q2_co_header_patch(q, Q2_H_INCOMPAT, field, sizeof(field));
+    if (ret == 0)
+        ret = child_co_flush(q->node->file);
+    if (ret == 0)
+        q->header.incompat = incompat;
+    return ret;
+}
+
+int q2_co_before_first_write(Qcow2 *q)
+{
+    int ret = 0;
+
+    comutex_co_lock(&q->first_write_lock);
+    if (!q->wrote && q->header.autoclear) {
+        uint8_t field[8] = {0};
+        ret = q2_co_header_patch(q, Q2_H_AUTOCLEAR, field, sizeof(field));
+        if (ret == 0)
+            ret = child_co_flush(q->node->file);
+        if (ret == 0)
+            q->header.autoclear = 0;
+    }
+    q->wrote = ret == 0;
+    comutex_unlock(&q->first_write_lock);
+    return ret;
+}

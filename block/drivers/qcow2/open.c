@@ -1,0 +1,268 @@
+/*
+ * The driver: opening, closing, facts.
+ *
+ * Opening writes nothing. Nothing outside of the image is opened but what the options or the header name as backing.
+ */
+#include "block/drivers/qcow2/qcow2.h"
+#include <stdlib.h>
+
+static bool open_co_header(Qcow2 *q, GError **error)
+{
+    Child *file = q->node->file;
+    uint8_t start[24];
+    uint64_t size = file->node->size, len = Q2_OUR_HEADER;
+    g_autofree uint8_t *cluster = NULL;
+    int ret = size < sizeof(start) ? 0 : child_co_pread(file, 0, sizeof(start), start, 0);
+
+    if (ret < 0)
+        return error_set_errno(error, -ret, "Could not read qcow2 header");
+    if (size >= sizeof(start) && load_be32(start) == Q2_MAGIC) {
+        uint32_t bits = load_be32(start + 20);
+        if (bits >= Q2_MIN_CLUSTER_BITS && bits <= Q2_MAX_CLUSTER_BITS)
+            len = UINT64_C(1) << bits;
+    }
+    len = u64_min(len, size);
+    cluster = g_try_malloc0(len + 1);
+    if (!cluster)
+        return error_set(error, "Could not allocate memory for the qcow2 header");
+    ret = len ? child_co_pread(file, 0, len, cluster, 0) : 0;
+    if (ret < 0)
+        return error_set_errno(error, -ret, "Could not read qcow2 header");
+    return q2_header_parse(&q->header, cluster, len, error) &&
+           q2_header_check_use(&q->header, node_writable(q->node), error);
+}
+
+static void set_geometry(Qcow2 *q)
+{
+    q->cluster_bits = q->header.cluster_bits;
+    q->cluster_size = UINT64_C(1) << q->cluster_bits;
+    q->l2_bits = q->cluster_bits - 3;
+    q->rb_bits = q->cluster_bits + 3 - q->header.refcount_order;
+    q->csize_shift = 62 - (q->cluster_bits - 8);
+    q->csize_mask = (UINT64_C(1) << (q->cluster_bits - 8)) - 1;
+    q->coffset_mask = (UINT64_C(1) << q->csize_shift) - 1;
+    q->fresh_above = align_up(q->node->file->node->size, q->cluster_size);
+}
+
+/* A table that begins behind the end of the image was cut off. */
+static bool check_not_truncated(const Qcow2 *q, GError **error)
+{
+    uint64_t size = q->node->file->node->size;
+
+    if (q->header.rt_offset >= size)
+        return error_set(error,
+                         "Image is truncated: the refcount table is at 0x%" G_GINT64_MODIFIER
+                         "x, the file ends at 0x%" G_GINT64_MODIFIER "x",
+                         q->header.rt_offset, size);
+    if (q->header.l1_size && q->header.l1_offset >= align_up(size, q->cluster_size) + q->cluster_size)
+        return error_set(error,
+                         "Image is truncated: the L1 table is at 0x%" G_GINT64_MODIFIER
+                         "x, the file ends at 0x%" G_GINT64_MODIFIER "x",
+                         q->header.l1_offset, size);
+    return true;
+}
+
+/* Enters all metadata into the set that protects it; only for writers. */
+static bool open_co_meta(Qcow2 *q, GError **error)
+{
+    const Q2Header *h = &q->header;
+    uint64_t n = 16 + h->rt_clusters + ((uint64_t)h->l1_size * 8 >> q->cluster_bits);
+
+    for (uint32_t i = 0; i < q->rt_size; i++)
+        n += q->rt[i] != 0;
+    for (uint32_t i = 0; i < q->l1_size; i++)
+        n += (q->l1[i] & Q2_OFFSET_MASK) != 0;
+    n += h->bitmaps.directory_size >> q->cluster_bits;
+    if (!q2_meta_reserve(q, n))
+        return error_set(error, "Could not allocate the table of qcow2 metadata");
+    q2_meta_add(q, Q2_META_HEADER, 0, q->cluster_size);
+    q2_meta_add(q, Q2_META_REFTABLE, h->rt_offset, (uint64_t)h->rt_clusters << q->cluster_bits);
+    q2_meta_add(q, Q2_META_L1, h->l1_offset, (uint64_t)h->l1_size * 8);
+    for (uint32_t i = 0; i < q->rt_size; i++) {
+        if (q->rt[i])
+            q2_meta_add(q, Q2_META_REFBLOCK, q->rt[i], q->cluster_size);
+    }
+    if (h->bitmaps.n)
+        q2_meta_add(q, Q2_META_BITMAPS, h->bitmaps.directory_offset, h->bitmaps.directory_size);
+    if (!q2_snapshots_co_load(q, error))
+        return false;
+    if (!q2_meta_reserve(q, n))
+        return error_set(error, "Could not allocate the table of qcow2 metadata");
+    for (uint32_t i = 0; i < q->l1_size; i++) {
+        if (q->l1[i] & Q2_OFFSET_MASK)
+            q2_meta_add(q, Q2_META_L2, q->l1[i] & Q2_OFFSET_MASK, q->cluster_size);
+    }
+    return true;
+}
+
+static bool open_co_backing(Qcow2 *q, const BlockdevOptionsQcow2 *o, GError **error)
+{
+    const BlockdevRefOrNull *given = o->backing;
+
+    if (given && given->kind == BLOCKDEV_REF_OR_NULL_NULL)
+        return true;
+    if (given) {
+        BlockdevRef ref = {.kind = BLOCKDEV_REF_REFERENCE, .u.reference = given->u.reference};
+        if (given->kind == BLOCKDEV_REF_OR_NULL_DEFINITION) {
+            ref.kind = BLOCKDEV_REF_DEFINITION;
+            ref.u.definition = given->u.definition;
+        }
+        return node_co_open_child(q->node, "backing", &ref, ROLE_COW, error) != NULL;
+    }
+    if (!q->header.backing_file)
+        return true;
+    return node_co_open_backing(q->node, q->header.backing_file, q->header.backing_format, error) != NULL;
+}
+
+static void clean_timer_fire(void *opaque)
+{
+    Qcow2 *q = opaque;
+
+    q2_cache_clean(&q->l2);
+    q2_cache_clean(&q->rb);
+    timer_arm(&q->clean_timer, loop_now(q->node->loop, LOOP_CLOCK_REAL) + q->clean_interval);
+}
+
+static void release(Qcow2 *q)
+{
+    if (q->clean_timer.loop)
+        timer_cancel(&q->clean_timer);
+    q2_cache_free(&q->l2);
+    q2_cache_free(&q->rb);
+    q2_meta_free(q);
+    q2_refcount_free(q);
+    g_clear_pointer(&q->l1, g_free);
+    g_clear_pointer(&q->l1_dirty, g_free);
+    g_clear_pointer(&q->dropped.items, g_free);
+    g_clear_pointer(&q->committing.items, g_free);
+    g_clear_pointer(&q->written.items, g_free);
+    free(q->zeroes);
+    q->zeroes = NULL;
+    q2_header_free(&q->header);
+}
+
+static bool open_co_image(Qcow2 *q, const BlockdevOptionsQcow2 *o, GError **error)
+{
+    if (!open_co_header(q, error))
+        return false;
+    set_geometry(q);
+    if (!check_not_truncated(q, error) || !q2_options_apply(q, o, error))
+        return false;
+    if (posix_memalign((void **)&q->zeroes, 4096, Q2_ZEROES) != 0) {
+        q->zeroes = NULL;
+        return error_set(error, "Could not allocate memory for a qcow2 node");
+    }
+    memset(q->zeroes, 0, Q2_ZEROES);
+    if (!q2_meta_init(q, error) || !q2_l1_co_load(q, error) || !q2_refcount_co_init(q, error) ||
+        !q2_cache_init(&q->l2, q, Q2_META_L2, q->l2_slice_size, q->l2_cache_tables, error) ||
+        !q2_cache_init(&q->rb, q, Q2_META_REFBLOCK, (uint32_t)q->cluster_size, q->rb_cache_tables, error))
+        return false;
+    if (node_writable(q->node) && !open_co_meta(q, error))
+        return false;
+    return open_co_backing(q, o, error);
+}
+
+static bool q2_co_open(Node *node, const BlockdevOptions *options, GError **error)
+{
+    const BlockdevOptionsQcow2 *o = &options->u.qcow2;
+    Qcow2 *q = q2_of(node);
+
+    q->node = node;
+    if (!node_co_open_child(node, "file", o->file, ROLE_IMAGE, error))
+        return false;
+    if (!open_co_image(q, o, error)) {
+        release(q);
+        return false;
+    }
+    node->supported_zero_flags = REQ_MAY_UNMAP | REQ_NO_FALLBACK;
+    timer_init(&q->clean_timer, node->loop, LOOP_CLOCK_REAL, clean_timer_fire, q);
+    if (q->clean_interval)
+        timer_arm(&q->clean_timer, loop_now(node->loop, LOOP_CLOCK_REAL) + q->clean_interval);
+    return true;
+}
+
+static void q2_co_close(Node *node)
+{
+    Qcow2 *q = q2_of(node);
+
+    if (node_writable(node) && !q->corrupt && q2_co_settle(q) < 0)
+        g_printerr("storage-daemon: not all metadata of qcow2 node '%s' could be written; what its file lacks are "
+                   "changes since the last flush\n",
+                   node->name);
+    release(q);
+}
+
+static int q2_co_flush(Node *node)
+{
+    return q2_co_commit(q2_of(node));
+}
+
+static int64_t q2_co_getlength(Node *node)
+{
+    return (int64_t)q2_of(node)->header.size;
+}
+
+static void q2_refresh_limits(Node *node)
+{
+    node->limits.write_zeroes_align = (uint32_t)q2_of(node)->cluster_size;
+    node->limits.discard_align = (uint32_t)q2_of(node)->cluster_size;
+}
+
+static int q2_probe(const uint8_t *buf, size_t size)
+{
+    return size >= 8 && load_be32(buf) == Q2_MAGIC && load_be32(buf + 4) >= 2 ? 100 : 0;
+}
+
+static void q2_get_info(Node *node, NodeInfo *info)
+{
+    Qcow2 *q = q2_of(node);
+
+    info->cluster_size = (uint32_t)q->cluster_size;
+    info->is_dirty = q->header.incompat & Q2_INCOMPAT_DIRTY;
+    info->is_corrupt = q->header.incompat & Q2_INCOMPAT_CORRUPT;
+    info->zero_init = !node->backing;
+    info->backing_filename = q->header.backing_file;
+    info->backing_format = q->header.backing_format;
+}
+
+static ImageInfoSpecific *q2_get_specific_info(Node *node)
+{
+    Qcow2 *q = q2_of(node);
+    ImageInfoSpecific *info = g_new0(ImageInfoSpecific, 1);
+    ImageInfoSpecificQcow2 *data = g_new0(ImageInfoSpecificQcow2, 1);
+
+    info->type = IMAGE_INFO_SPECIFIC_KIND_QCOW2;
+    info->u.qcow2.data = data;
+    data->compat = g_strdup(q->header.version == 2 ? "0.10" : "1.1");
+    data->refcount_bits = INT64_C(1) << q->header.refcount_order;
+    data->compression_type = q->header.compression_type ? QCOW2_COMPRESSION_TYPE_ZSTD : QCOW2_COMPRESSION_TYPE_ZLIB;
+    if (q->header.version >= 3) {
+        data->has_lazy_refcounts = data->has_corrupt = data->has_extended_l2 = true;
+        data->lazy_refcounts = q->header.compat & Q2_COMPAT_LAZY_REFCOUNTS;
+        data->corrupt = q->header.incompat & Q2_INCOMPAT_CORRUPT;
+    }
+    return info;
+}
+
+const Driver driver_qcow2 = {
+    .name = "qcow2",
+    .state_size = sizeof(Qcow2),
+    .is_format = true,
+    .supports_backing = true,
+    .co_open = q2_co_open,
+    .co_close = q2_co_close,
+    .co_getlength = q2_co_getlength,
+    .refresh_limits = q2_refresh_limits,
+    .co_preadv = q2_co_preadv,
+    .co_pwritev = q2_co_pwritev,
+    .co_pwrite_zeroes = q2_co_pwrite_zeroes,
+    .co_pdiscard = q2_co_pdiscard,
+    .co_pwritev_compressed = q2_co_pwritev_compressed,
+    .co_flush = q2_co_flush,
+    .co_block_status = q2_co_block_status,
+    .co_truncate = q2_co_truncate,
+    .probe = q2_probe,
+    .co_create = q2_co_create,
+    .get_info = q2_get_info,
+    .get_specific_info = q2_get_specific_info,
+};

@@ -1,0 +1,484 @@
+/*
+ * The qcow2 driver's own header: what its files share. Format: docs/interop/qcow2 of the QEMU project, versions 2
+ * and 3.
+ *
+ * How an image stays whole (LAW 9), in one place; each file says how it does its part:
+ *
+ *   1. A cluster's reference count is durable before anything durable refers to the cluster.
+ *   2. Guest data is durable before the L2 entry that shows it.
+ *   3. A reference count goes down only when the entry that referred to the cluster is durably gone, and only when no
+ *      request that may still use the old mapping is in flight. Such "frees" wait in a list (free.c).
+ *
+ * From 3 follows that any content of a refcount block in memory may be written at any time: what is not durable yet
+ * can only be a leak. So refcount blocks have no dependencies at all, and the one ordered step is commit.c: refcount
+ * blocks, [barrier, refcount table,] barrier, L2 tables and L1 entries.
+ *
+ * Everything belongs to the node's loop thread. Functions without `_co_` run to their end undisturbed; after every
+ * call of a `_co_` function the world may have changed. Locks are taken in this order: l1_lock, commit_lock,
+ * alloc_lock. None of them is held over guest I/O.
+ */
+#pragma once
+#include "block/aio/io.h"
+#include "block/graph/io.h"
+#include "block/graph/status.h"
+#include "block/util/bytes.h"
+
+#define Q2_MAGIC              0x514649fb
+#define Q2_MIN_CLUSTER_BITS   9
+#define Q2_MAX_CLUSTER_BITS   21
+#define Q2_MAX_L1_BYTES       (32 << 20)
+#define Q2_MAX_RT_BYTES       (8 << 20)
+#define Q2_MAX_SNAPSHOTS      65536
+#define Q2_MAX_SNAPSHOT_BYTES (64 << 20)
+#define Q2_MAX_BITMAPS        65535
+#define Q2_MAX_BACKING        1023
+#define Q2_V2_HEADER          72
+#define Q2_V3_HEADER          104
+#define Q2_OUR_HEADER         112 /* with the compression type */
+#define Q2_MAX_HOST           (UINT64_C(1) << 56)
+
+/* Entries of L1 and L2 tables. */
+#define Q2_COPIED      (UINT64_C(1) << 63) /* the refcount is exactly 1: may be written in place */
+#define Q2_COMPRESSED  (UINT64_C(1) << 62)
+#define Q2_ZERO        UINT64_C(1)
+#define Q2_OFFSET_MASK UINT64_C(0x00fffffffffffe00)
+
+enum { Q2_INCOMPAT_DIRTY = 1, Q2_INCOMPAT_CORRUPT = 2, Q2_INCOMPAT_DATA_FILE = 4, Q2_INCOMPAT_COMPRESSION = 8 };
+enum { Q2_INCOMPAT_EXTL2 = 16 };
+enum { Q2_COMPAT_LAZY_REFCOUNTS = 1 };
+enum { Q2_AUTOCLEAR_BITMAPS = 1, Q2_AUTOCLEAR_RAW = 2 };
+
+/* Offsets of header fields that are rewritten in place. */
+enum {
+    Q2_H_SIZE = 24,
+    Q2_H_L1_SIZE = 36,   /* 4 bytes, then 8 of the table's offset */
+    Q2_H_RT_OFFSET = 48, /* 8 bytes, then 4 of the number of clusters */
+    Q2_H_INCOMPAT = 72,
+    Q2_H_AUTOCLEAR = 88,
+};
+
+/* Type numbers of header extensions. */
+enum {
+    Q2_EXT_BACKING_FORMAT = 0xe2792aca,
+    Q2_EXT_FEATURES = 0x6803f857,
+    Q2_EXT_BITMAPS = 0x23852875,
+    Q2_EXT_CRYPTO = 0x0537be77,
+    Q2_EXT_DATA_FILE = 0x44415441,
+};
+
+typedef struct Qcow2 Qcow2;
+
+/* ---- header.c ---------------------------------------------------------------------------------------------------- */
+
+typedef struct Q2Bitmaps {
+    uint32_t n;
+    uint64_t directory_size, directory_offset; /* bytes */
+} Q2Bitmaps;
+
+/* The header as it stands in the image, checked; in the machine's byte order. */
+typedef struct Q2Header {
+    uint32_t version;
+    uint32_t cluster_bits;
+    uint64_t size; /* of the virtual disk, bytes */
+    uint32_t crypt_method;
+    uint32_t l1_size; /* entries */
+    uint64_t l1_offset;
+    uint64_t rt_offset;
+    uint32_t rt_clusters;
+    uint32_t nb_snapshots;
+    uint64_t snapshots_offset;
+    uint64_t incompat, compat, autoclear;
+    uint32_t refcount_order;
+    uint32_t header_length;
+    uint8_t compression_type; /* 0 zlib, 1 zstd */
+    char *backing_file;       /* NULL: none */
+    char *backing_format;     /* NULL: not named */
+    Q2Bitmaps bitmaps;        /* n is 0 when there is no such extension */
+} Q2Header;
+
+/* Parses the first @len bytes of an image (at least the first cluster, or all there is). Refuses with an error that
+ * names field, value and limit what cannot be opened at all; nothing outside @buf is read. */
+bool q2_header_parse(Q2Header *header, const uint8_t *buf, size_t len, GError **error);
+void q2_header_free(Q2Header *header); /* what it points to */
+/* Checks that need to know how the image is to be used. */
+bool q2_header_check_use(const Q2Header *header, bool writable, GError **error);
+/* Writes @size bytes (8 or 12, within one sector) of the header at @offset. Not flushed. */
+int q2_co_header_patch(Qcow2 *q, unsigned offset, const void *bytes, unsigned size);
+/* Sets the feature bits in the image and in memory and makes them durable. Version 3 only. */
+int q2_co_set_incompat(Qcow2 *q, uint64_t incompat);
+
+/* ---- cache.c ------------------------------------------------------------------------------------------------------
+ */
+
+/*
+ * Metadata in memory, in tables of one size, by their offset in the image. A table stays valid until the next yield:
+ * nobody pins one. Big-endian, as in the image.
+ */
+typedef struct Q2Table {
+    uint64_t offset; /* 0: unused */
+    uint8_t *data;   /* NULL: no memory attached */
+    uint8_t *stable; /* what a commit is writing, when data has been changed since; else NULL */
+    uint32_t next;   /* in its hash chain; index + 1, 0: end */
+    bool dirty;      /* differs from what is in the image or being written by a commit */
+    bool listed;     /* in cache->dirty */
+    bool commit;     /* in cache->commit: its content of the time of freezing has to be written */
+    bool loading;    /* being read; data is not valid */
+    bool used;       /* since the clock's hand came by */
+    bool recent;     /* since the last cleaning */
+} Q2Table;
+
+typedef struct Q2Cache {
+    Qcow2 *q;
+    unsigned kind; /* Q2_META_L2 or Q2_META_REFBLOCK: what its tables must be to be written */
+    uint32_t table_size;
+    unsigned table_bits;
+    uint32_t n; /* tables */
+    uint32_t hand;
+    unsigned hash_bits;
+    Q2Table *tables;
+    uint32_t *hash;  /* index + 1 */
+    Q2Table **dirty; /* room for n */
+    uint32_t n_dirty;
+    Q2Table **commit; /* room for n */
+    uint32_t n_commit;
+    CoQueue loaders; /* wait for a table that is loading, or for a free place */
+} Q2Cache;
+
+bool q2_cache_init(Q2Cache *cache, Qcow2 *q, unsigned kind, uint32_t table_size, uint64_t n, GError **error);
+void q2_cache_free(Q2Cache *cache);
+/* The table at @offset (a multiple of the table size), read if need be. Valid until the next yield. */
+int q2_cache_co_get(Q2Cache *cache, uint64_t offset, Q2Table **ret);
+/* A table that is not in the image yet, zeroed and dirty. */
+int q2_cache_co_new(Q2Cache *cache, uint64_t offset, Q2Table **ret);
+/* Announces a change: returns the bytes to change, before the next yield. NULL when memory is short. */
+void *q2_cache_modify(Q2Cache *cache, Q2Table *table);
+/* Drops clean tables within the range: their cluster has been freed. Dirty ones are dropped too: nobody needs them. */
+void q2_cache_forget(Q2Cache *cache, uint64_t offset, uint64_t bytes);
+/* Commit: everything dirty at this moment is what q2_cache_co_write_frozen() writes. thaw: or not, after an error. */
+void q2_cache_freeze(Q2Cache *cache);
+int q2_cache_co_write_frozen(Q2Cache *cache);
+void q2_cache_thaw(Q2Cache *cache);
+/* Gives memory of clean tables back that were not used since the last call. */
+void q2_cache_clean(Q2Cache *cache);
+static inline bool q2_cache_is_dirty(const Q2Cache *cache)
+{
+    return cache->n_dirty || cache->n_commit;
+}
+
+/* ---- overlap.c -----------------------------------------------------------------------------------------------------
+ */
+
+/* What a host cluster is reserved for. 0: nothing (free or data). */
+enum {
+    Q2_META_HEADER = 1,
+    Q2_META_L1,
+    Q2_META_L2,
+    Q2_META_REFTABLE,
+    Q2_META_REFBLOCK,
+    Q2_META_SNAPSHOTS,
+    Q2_META_INACTIVE_L1,
+    Q2_META_INACTIVE_L2,
+    Q2_META_BITMAPS,
+    Q2_META__MAX,
+};
+
+typedef struct Q2MetaSlot {
+    uint64_t key; /* cluster index + 1, 0: empty */
+    uint8_t kind;
+} Q2MetaSlot;
+
+/* Open-addressing set of the metadata clusters. */
+typedef struct Q2MetaSet {
+    Q2MetaSlot *slots;
+    uint64_t used, room; /* room: power of two */
+    unsigned mask;       /* bits of (1 << kind) that are looked after */
+} Q2MetaSet;
+
+bool q2_meta_init(Qcow2 *q, GError **error);
+void q2_meta_free(Qcow2 *q);
+/* Makes room for @n more. */
+bool q2_meta_reserve(Qcow2 *q, uint64_t n);
+/* Marks the clusters of a range; the first owner stays the owner. Room must have been reserved. */
+void q2_meta_add(Qcow2 *q, unsigned kind, uint64_t offset, uint64_t bytes);
+void q2_meta_remove(Qcow2 *q, uint64_t offset, uint64_t bytes);
+/* What the first reserved cluster in the range is reserved for; 0: none is. */
+unsigned q2_meta_find(const Qcow2 *q, uint64_t offset, uint64_t bytes);
+const char *q2_meta_name(unsigned kind);
+/* 0 when data (@kind 0) or metadata of @kind may be written there; else the image is marked corrupt and -EIO. */
+int q2_co_meta_check(Qcow2 *q, unsigned kind, uint64_t offset, uint64_t bytes);
+static inline bool q2_meta_hit(const Qcow2 *q, uint64_t offset, uint64_t bytes)
+{
+    return q2_meta_find(q, offset, bytes) != 0;
+}
+
+/* Reports damage: BLOCK_IMAGE_CORRUPTED and a message, once. Where the image is writable it is marked corrupt and from
+ * then on nothing more is read from or written to it. @offset: of the bad access, -1: none. Returns -EIO. */
+int q2_co_corrupt(Qcow2 *q, int64_t offset, int64_t size, const char *fmt, ...) G_GNUC_PRINTF(4, 5);
+
+/* ---- refcount.c ----------------------------------------------------------------------------------------------------
+ */
+
+/* The @index'th entry of a refcount block with entries of 2^@order bits. */
+uint64_t q2_refcount_get(const uint8_t *block, unsigned order, uint64_t index);
+void q2_refcount_set(uint8_t *block, unsigned order, uint64_t index, uint64_t value);
+
+bool q2_refcount_co_init(Qcow2 *q, GError **error);
+void q2_refcount_free(Qcow2 *q);
+/* The refcount block of the cluster with index @ci; makes one, and grows the refcount table, where there is none.
+ * alloc_lock held. */
+int q2_refcount_co_block(Qcow2 *q, uint64_t ci, Q2Table **ret);
+/* Makes blocks for a range that has room for @want free clusters in a row: more than lie between two blocks otherwise.
+ * *@ret_ci is the first. alloc_lock held. */
+int q2_refcount_co_region(Qcow2 *q, uint64_t want, uint64_t *ret_ci);
+/* The block of a cluster without making one: *@ret is NULL where there is none. */
+int q2_refcount_co_find(Qcow2 *q, uint64_t ci, Q2Table **ret);
+
+/* ---- alloc.c -------------------------------------------------------------------------------------------------------
+ */
+
+typedef struct Q2Run {
+    uint64_t offset; /* in the image */
+    uint64_t n;      /* clusters */
+    bool fresh;      /* reads as zeroes: never written since the file grew over it */
+} Q2Run;
+
+/* Takes up to @want free clusters in a row (@exact: all of them or -ENOSPC …); their refcount becomes 1. */
+int q2_co_alloc(Qcow2 *q, uint64_t want, bool exact, Q2Run *ret);
+/* Room for @bytes of compressed data, packed behind the last. */
+int q2_co_alloc_bytes(Qcow2 *q, uint64_t bytes, uint64_t *ret);
+/* Lowers the refcounts of all clusters that the range touches, now: for what nothing durable refers to. @kind: why. */
+int q2_co_unref(Qcow2 *q, uint64_t offset, uint64_t bytes, unsigned kind);
+
+/* ---- free.c --------------------------------------------------------------------------------------------------------
+ */
+
+/* Why clusters are freed: decides about pass-discard-*. */
+enum { Q2_FREE_NEVER, Q2_FREE_REQUEST, Q2_FREE_OTHER, Q2_FREE__MAX };
+
+typedef struct Q2Free {
+    uint64_t offset, bytes;
+    unsigned kind;
+} Q2Free;
+
+typedef struct Q2FreeList {
+    Q2Free *items;
+    size_t n, room;
+} Q2FreeList;
+
+/* The range lost a reference in the L2 (or L1) tables in memory. When memory is short it becomes a leak. */
+void q2_free_later(Qcow2 *q, uint64_t offset, uint64_t bytes, unsigned kind);
+/* The same for what an L2 entry refers to. */
+void q2_free_entry_later(Qcow2 *q, uint64_t entry, unsigned kind);
+/* For commit.c. freeze: what was dropped until now belongs to the commit that begins; written: it has written all
+ * entries; apply: they are durable, so wait for those who still use the clusters and lower the counts. */
+void q2_free_freeze(Qcow2 *q);
+void q2_free_written(Qcow2 *q);
+int q2_free_co_apply(Qcow2 *q);
+/* Is there anything that waits to be freed? */
+bool q2_free_pending(const Qcow2 *q);
+/* Commits when a lot waits: else, without flushes, nothing would ever become free. Nothing may be held. */
+void q2_free_co_throttle(Qcow2 *q);
+
+/* Sections during which a request uses host clusters that the tables gave it. Nothing that waits for a commit may be
+ * called inside one. */
+static inline unsigned q2_data_enter(Qcow2 *q);
+static inline void q2_data_leave(Qcow2 *q, unsigned phase);
+/* Waits until all sections that began before the last flip have ended. flip: then begins a new phase. commit_lock held.
+ */
+void q2_data_co_wait(Qcow2 *q);
+void q2_data_co_flip(Qcow2 *q);
+
+/* ---- commit.c ------------------------------------------------------------------------------------------------------
+ */
+
+/* Writes all metadata that is dirty now in the order that keeps the image whole; not the last barrier. */
+int q2_co_commit(Qcow2 *q);
+/* The same for who holds commit_lock. */
+int q2_co_commit_locked(Qcow2 *q);
+/* Commits, makes it durable and applies all frees, so that nothing is pending: close, resize. */
+int q2_co_settle(Qcow2 *q);
+
+/* ---- map.c ---------------------------------------------------------------------------------------------------------
+ */
+
+typedef enum Q2Kind { Q2_UNALLOCATED, Q2_NORMAL, Q2_ZERO_PLAIN, Q2_ZERO_ALLOC, Q2_PACKED } Q2Kind;
+
+typedef struct Q2Map {
+    Q2Kind kind;
+    bool copied;    /* NORMAL, ZERO_ALLOC: in place is allowed */
+    uint64_t bytes; /* from the asked offset on that are of this kind (and adjoining in the image) */
+    uint64_t host;  /* NORMAL, ZERO_ALLOC: where the asked offset lies in the image */
+    uint64_t entry; /* PACKED: the L2 entry */
+} Q2Map;
+
+static inline Q2Kind q2_entry_kind(const Qcow2 *q, uint64_t entry);
+/* Looks [@offset, @offset + @bytes) up, as far as it is alike within one L2 slice. */
+int q2_co_map(Qcow2 *q, uint64_t offset, uint64_t bytes, Q2Map *ret);
+/* A slice of an L2 table that may be changed. Entries for guest cluster @gc on: *@ret_index is its index in the slice.
+ */
+int q2_co_l2_for_write(Qcow2 *q, uint64_t gc, Q2Table **ret, unsigned *ret_index);
+/* Where compressed data lies. */
+void q2_packed_range(const Qcow2 *q, uint64_t entry, uint64_t *ret_offset, uint64_t *ret_bytes);
+bool q2_l1_alloc(Qcow2 *q, GError **error);
+bool q2_l1_co_load(Qcow2 *q, GError **error);
+/* Marks an L1 entry as changed in memory. */
+void q2_l1_set(Qcow2 *q, uint64_t index, uint64_t entry);
+
+/* snapshot.c: enters the tables of all snapshots into the set of metadata. */
+bool q2_snapshots_co_load(Qcow2 *q, GError **error);
+
+/* ---- guest I/O ------------------------------------------------------------------------------------------------------
+ */
+
+/* A range of guest clusters whose entries somebody is about to change (write.c): others keep off until it is done. */
+typedef struct Q2Claim {
+    uint64_t first, n; /* guest clusters */
+    CoQueue waiters;
+    struct Q2Claim *prev, *next;
+} Q2Claim;
+
+/* Does somebody claim part of the range? NULL: no, and until the next yield nobody does. */
+Q2Claim *q2_claim_find(Qcow2 *q, uint64_t first, uint64_t n);
+void q2_claim_begin(Qcow2 *q, Q2Claim *claim, uint64_t first, uint64_t n);
+void q2_claim_end(Qcow2 *q, Q2Claim *claim);
+/* Waits for all claims on the range and makes one. */
+void q2_claim_co_wait(Qcow2 *q, Q2Claim *claim, uint64_t first, uint64_t n);
+
+int q2_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
+int q2_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
+int q2_co_pwritev_compressed(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset);
+int q2_co_pwrite_zeroes(Node *node, uint64_t offset, uint64_t bytes, ReqFlags flags);
+int q2_co_pdiscard(Node *node, uint64_t offset, uint64_t bytes);
+int q2_co_block_status(Node *node, bool want_zero, uint64_t offset, uint64_t bytes, BlockStatus *ret);
+bool q2_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode prealloc, ReqFlags flags, GError **error);
+bool q2_co_create(Graph *graph, const char *filename, Port *file, const CreateOptions *options, GError **error);
+
+/* Does the backing file have something at @offset? */
+static inline bool q2_backing_at(const Qcow2 *q, uint64_t offset);
+/* The entries of [@gc, @gc + @n) let go of what they refer to: see zero.c. For shrinking. */
+int q2_co_drop(Qcow2 *q, uint64_t gc, uint64_t n);
+/* Reads guest bytes as a client would; behind the end zeroes. */
+int q2_co_read(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset);
+/* Reads what the backing file has; zeroes behind its end or without one. */
+int q2_co_read_backing(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset);
+/* @bytes guest bytes from @offset of a compressed cluster with L2 entry @entry. */
+int q2_co_read_packed(Qcow2 *q, uint64_t entry, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset);
+/* What every change to the image waits for once: the autoclear bits of what we do not maintain are off. */
+int q2_co_before_first_write(Qcow2 *q);
+/* cow.c: writes @bytes guest bytes from @offset into the new clusters of @run that begin with guest cluster @first,
+ * with whatever else belongs in the first and the last of them. */
+int q2_cow_co_write(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, uint64_t first,
+                    const Q2Run *run);
+
+/* compress.c: on worker threads. Result sizes: bytes of @out used, -ENOMEM, -EIO (bad input) or, for compression, 0
+ * when the result would not fit in @out_size. */
+int q2_co_decompress(Qcow2 *q, const void *in, size_t in_size, void *out, size_t out_size);
+ssize_t q2_co_compress(Qcow2 *q, const void *in, size_t in_size, void *out, size_t out_size);
+
+/* ---- options.c ------------------------------------------------------------------------------------------------------
+ */
+
+/* Sizes of both caches, interval, overlap checks, pass-discard-*: into @q. Refuses by name what it does not do. */
+bool q2_options_apply(Qcow2 *q, const BlockdevOptionsQcow2 *options, GError **error);
+
+/* ---- state ----------------------------------------------------------------------------------------------------------
+ */
+
+struct Qcow2 {
+    Node *node;
+    Q2Header header;
+
+    /* geometry: constant while open */
+    unsigned cluster_bits, l2_bits, slice_bits; /* l2_bits: entries of an L2 table; slice_bits: of a slice */
+    unsigned rb_bits;                           /* entries of a refcount block */
+    uint64_t cluster_size;
+    unsigned csize_shift; /* of compressed entries */
+    uint64_t csize_mask, coffset_mask;
+
+    /* L1 table, machine byte order. l1_dirty: a bit for each 64 entries that differ from the image. */
+    uint64_t *l1;
+    uint32_t l1_size;
+    uint64_t *l1_dirty;
+    uint32_t l1_n_dirty;
+    CoMutex l1_lock;
+
+    /* refcount table, the same way */
+    uint64_t *rt;
+    uint32_t rt_size;
+    uint64_t *rt_dirty;
+    uint32_t rt_n_dirty;
+    uint8_t *rb_full; /* a byte for each entry of rt: the block is known to have no free cluster */
+
+    Q2Cache l2, rb;
+    Q2MetaSet meta;
+
+    /* allocation: alloc_lock for whoever takes clusters */
+    CoMutex alloc_lock;
+    uint64_t free_hint;   /* index of the first cluster that may be free */
+    uint64_t fresh_above; /* host offset from which the file has never been written */
+    uint64_t packed_next; /* host offset where the next compressed data goes, 0: into a new cluster */
+    CoMutex packed_lock;
+
+    /* frees: dropped in memory; part of the running commit (or of one that failed); written but perhaps not durable */
+    Q2FreeList dropped, committing, written;
+    uint64_t free_bytes; /* in dropped */
+    unsigned phase;
+    unsigned in_data[2]; /* sections of the present and of the previous phase */
+    CoQueue phase_waiters;
+
+    CoMutex commit_lock;
+    Q2Claim *claims;
+
+    bool wrote; /* autoclear bits are dealt with */
+    CoMutex first_write_lock;
+    bool corrupt;  /* fatal damage was found: nothing goes any more */
+    bool reported; /* damage was reported */
+
+    /* options */
+    bool pass_discard[Q2_FREE__MAX];
+    unsigned overlap_mask;
+    uint64_t l2_cache_tables, rb_cache_tables;
+    uint32_t l2_slice_size;
+    int64_t clean_interval; /* ns, 0: never */
+    Timer clean_timer;
+
+    uint8_t *zeroes; /* Q2_ZEROES bytes, never written */
+};
+
+#define Q2_ZEROES (64 * 1024)
+
+static inline Qcow2 *q2_of(const Node *node)
+{
+    return node->state;
+}
+
+static inline bool q2_backing_at(const Qcow2 *q, uint64_t offset)
+{
+    return q->node->backing && offset < q->node->backing->node->size;
+}
+
+static inline uint64_t q2_in_cluster(const Qcow2 *q, uint64_t offset)
+{
+    return offset & (q->cluster_size - 1);
+}
+
+static inline unsigned q2_data_enter(Qcow2 *q)
+{
+    q->in_data[q->phase]++;
+    return q->phase;
+}
+
+static inline void q2_data_leave(Qcow2 *q, unsigned phase)
+{
+    if (--q->in_data[phase] == 0 && G_UNLIKELY(!coqueue_empty(&q->phase_waiters)))
+        coqueue_wake_all(&q->phase_waiters);
+}
+
+static inline Q2Kind q2_entry_kind(const Qcow2 *q, uint64_t entry)
+{
+    if (entry & Q2_COMPRESSED)
+        return Q2_PACKED;
+    if ((entry & Q2_ZERO) && q->header.version >= 3)
+        return entry & Q2_OFFSET_MASK ? Q2_ZERO_ALLOC : Q2_ZERO_PLAIN;
+    return entry & Q2_OFFSET_MASK ? Q2_NORMAL : Q2_UNALLOCATED;
+}

@@ -1,0 +1,63 @@
+/*
+ * Guest reads.
+ *
+ * Each stretch that is alike is one request to whoever has the data: the image file, the backing file, a worker that
+ * decompresses, or nobody. A read of host clusters is a data section, so the clusters are not reused under it.
+ */
+#include "block/drivers/qcow2/qcow2.h"
+#include "block/util/iovec.h"
+
+int q2_co_read_backing(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset)
+{
+    Child *backing = q->node->backing;
+    uint64_t size = backing ? backing->node->size : 0, inside = offset < size ? u64_min(bytes, size - offset) : 0;
+
+    if (inside < bytes)
+        iov_memset(vec->iov, vec->n, vec_offset + inside, 0, bytes - inside);
+    return inside ? child_co_preadv(backing, offset, inside, vec, vec_offset, 0) : 0;
+}
+
+int q2_co_read(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset)
+{
+    while (bytes) {
+        Q2Map map;
+        unsigned phase;
+        int ret = q2_co_map(q, offset, bytes, &map);
+
+        if (G_UNLIKELY(ret < 0))
+            return ret;
+        switch (map.kind) {
+        case Q2_NORMAL:
+            phase = q2_data_enter(q);
+            ret = child_co_preadv(q->node->file, map.host, map.bytes, vec, vec_offset, 0);
+            q2_data_leave(q, phase);
+            break;
+        case Q2_PACKED:
+            ret = q2_co_read_packed(q, map.entry, offset, map.bytes, vec, vec_offset);
+            break;
+        case Q2_UNALLOCATED:
+            ret = q2_co_read_backing(q, offset, map.bytes, vec, vec_offset);
+            break;
+        default:
+            iov_memset(vec->iov, vec->n, vec_offset, 0, map.bytes);
+            break;
+        }
+        if (G_UNLIKELY(ret < 0))
+            return ret;
+        offset += map.bytes;
+        vec_offset += map.bytes;
+        bytes -= map.bytes;
+    }
+    return 0;
+}
+
+int q2_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags)
+{
+    Qcow2 *q = q2_of(node);
+
+    if (G_UNLIKELY(q->corrupt))
+        return -EIO;
+    if (!vec) /* a prefetch without a buffer has no side effect here */
+        return 0;
+    return q2_co_read(q, offset, bytes, vec, vec_offset);
+}

@@ -1,0 +1,195 @@
+/*
+ * Guest writes, and who may change which L2 entries.
+ *
+ * Guarantees: a write to clusters that are ours alone goes there and changes no metadata. Any other write gets new
+ * clusters: refcounts (alloc.c), then data and its surroundings (cow.c), then the L2 entries in memory, which commit.c
+ * writes out later behind a barrier. What the entries referred to before is freed after that (free.c). A write that
+ * fails half way gives its clusters back and leaves the entries alone.
+ *
+ * Claims: while a write fills new clusters, the guest range is claimed, and whoever else would change the same entries
+ * waits. Requests to other clusters, and to clusters that have theirs, do not even look.
+ */
+#include "block/drivers/qcow2/qcow2.h"
+
+Q2Claim *q2_claim_find(Qcow2 *q, uint64_t first, uint64_t n)
+{
+    for (Q2Claim *c = q->claims; c; c = c->next) {
+        if (first < c->first + c->n && c->first < first + n)
+            return c;
+    }
+    return NULL;
+}
+
+void q2_claim_begin(Qcow2 *q, Q2Claim *claim, uint64_t first, uint64_t n)
+{
+    *claim = (Q2Claim){.first = first, .n = n, .next = q->claims};
+    if (q->claims)
+        q->claims->prev = claim;
+    q->claims = claim;
+}
+
+void q2_claim_end(Qcow2 *q, Q2Claim *claim)
+{
+    if (claim->next)
+        claim->next->prev = claim->prev;
+    if (claim->prev)
+        claim->prev->next = claim->next;
+    else
+        q->claims = claim->next;
+    coqueue_wake_all(&claim->waiters);
+}
+
+void q2_claim_co_wait(Qcow2 *q, Q2Claim *claim, uint64_t first, uint64_t n)
+{
+    Q2Claim *other;
+
+    while ((other = q2_claim_find(q, first, n)))
+        coqueue_co_wait(&other->waiters, NULL);
+    q2_claim_begin(q, claim, first, n);
+}
+
+/* Can the cluster of this entry be used again for what is written: it is ours, but shows zeroes? */
+static bool is_reusable(const Qcow2 *q, uint64_t entry)
+{
+    return q2_entry_kind(q, entry) == Q2_ZERO_ALLOC && (entry & Q2_COPIED) &&
+           is_aligned(entry & Q2_OFFSET_MASK, q->cluster_size);
+}
+
+static bool is_in_place(const Qcow2 *q, uint64_t entry)
+{
+    return q2_entry_kind(q, entry) == Q2_NORMAL && (entry & Q2_COPIED);
+}
+
+/* An entry that q2_co_map() would report as damage. */
+static bool is_bad(const Qcow2 *q, uint64_t entry)
+{
+    return !(entry & Q2_COMPRESSED) && !is_aligned(entry & Q2_OFFSET_MASK, q->cluster_size);
+}
+
+/* How many of the @max entries at @data can be written as one run that needs L2 changes; 0: the first needs none. */
+static uint64_t new_run(Qcow2 *q, const uint8_t *data, uint64_t first, uint64_t max, bool *ret_reuse)
+{
+    uint64_t entry = load_be64(data), n = 1;
+    bool reuse = is_reusable(q, entry);
+
+    if (is_in_place(q, entry) || is_bad(q, entry))
+        return 0;
+    for (Q2Claim *c = q->claims; c; c = c->next) {
+        if (c->first > first)
+            max = u64_min(max, c->first - first);
+    }
+    for (; n < max; n++) {
+        uint64_t next = load_be64(data + n * 8);
+        if (is_bad(q, next))
+            break;
+        if (reuse ? next != entry + (n << q->cluster_bits) : is_in_place(q, next) || is_reusable(q, next))
+            break;
+    }
+    *ret_reuse = reuse;
+    return n;
+}
+
+/* Points the entries from guest cluster @first on to @run. */
+static int link_co_run(Qcow2 *q, uint64_t first, const Q2Run *run, bool reuse)
+{
+    Q2Table *table;
+    unsigned i;
+    uint8_t *data;
+    int ret = q2_co_l2_for_write(q, first, &table, &i);
+
+    if (ret < 0)
+        return ret;
+    data = q2_cache_modify(&q->l2, table);
+    if (!data)
+        return -ENOMEM;
+    for (uint64_t k = 0; k < run->n; k++) {
+        uint8_t *entry = data + (i + k) * 8;
+        if (!reuse)
+            q2_free_entry_later(q, load_be64(entry), Q2_FREE_OTHER);
+        store_be64(entry, (run->offset + (k << q->cluster_bits)) | Q2_COPIED);
+    }
+    return 0;
+}
+
+/* Writes as much of the range as one run of new clusters takes. *@done 0: the world has changed, look again. */
+static int write_co_new(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, uint64_t *done)
+{
+    uint64_t first = offset >> q->cluster_bits, n, want;
+    Q2Claim *other, claim;
+    Q2Table *table;
+    Q2Run run;
+    unsigned i;
+    bool reuse = false;
+    int ret = q2_co_l2_for_write(q, first, &table, &i);
+
+    *done = 0;
+    if (ret < 0)
+        return ret;
+    if ((other = q2_claim_find(q, first, 1))) {
+        coqueue_co_wait(&other->waiters, NULL);
+        return 0;
+    }
+    want = ((offset + bytes - 1) >> q->cluster_bits) - first + 1;
+    want = u64_min(want, (1u << q->slice_bits) - i);
+    n = new_run(q, table->data + (size_t)i * 8, first, want, &reuse);
+    if (!n)
+        return 0;
+    run = (Q2Run){.offset = load_be64(table->data + (size_t)i * 8) & Q2_OFFSET_MASK, .n = n};
+    q2_claim_begin(q, &claim, first, n);
+    if (!reuse)
+        ret = q2_co_alloc(q, n, false, &run);
+    if (ret == 0) {
+        bytes = u64_min(bytes, ((first + run.n) << q->cluster_bits) - offset);
+        ret = q2_cow_co_write(q, offset, bytes, vec, vec_offset, first, &run);
+        if (ret == 0)
+            ret = link_co_run(q, first, &run, reuse);
+        if (ret < 0 && !reuse)
+            q2_co_unref(q, run.offset, run.n << q->cluster_bits, Q2_FREE_NEVER);
+    }
+    q2_claim_end(q, &claim);
+    *done = bytes;
+    return ret;
+}
+
+static int write_co_in_place(Qcow2 *q, const Q2Map *map, const IoVec *vec, size_t vec_offset)
+{
+    unsigned phase;
+    int ret = q2_co_meta_check(q, 0, map->host, map->bytes);
+
+    if (G_UNLIKELY(ret < 0))
+        return ret;
+    phase = q2_data_enter(q);
+    ret = child_co_pwritev(q->node->file, map->host, map->bytes, vec, vec_offset, 0);
+    q2_data_leave(q, phase);
+    return ret;
+}
+
+int q2_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags)
+{
+    Qcow2 *q = q2_of(node);
+    bool dropped = false;
+    int ret = 0;
+
+    if (G_UNLIKELY(q->corrupt))
+        return -EIO;
+    if (G_UNLIKELY(!q->wrote))
+        ret = q2_co_before_first_write(q);
+    while (bytes && ret == 0) {
+        Q2Map map;
+        ret = q2_co_map(q, offset, bytes, &map);
+        if (G_UNLIKELY(ret < 0))
+            break;
+        if (G_LIKELY(map.kind == Q2_NORMAL && map.copied)) {
+            ret = write_co_in_place(q, &map, vec, vec_offset);
+        } else {
+            dropped = true;
+            ret = write_co_new(q, offset, bytes, vec, vec_offset, &map.bytes);
+        }
+        offset += map.bytes;
+        vec_offset += map.bytes;
+        bytes -= map.bytes;
+    }
+    if (dropped)
+        q2_free_co_throttle(q);
+    return ret;
+}
