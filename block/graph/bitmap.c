@@ -15,7 +15,7 @@
 #define BITMAP_NAME_MAX        1023
 #define BITMAP_GRANULARITY_MAX (UINT64_C(1) << 31)
 
-static uint64_t default_granularity(Node *node)
+uint64_t bitmap_default_granularity(Node *node)
 {
     Node *image = node_skip_filters(node);
     NodeInfo info = {0};
@@ -42,7 +42,7 @@ Bitmap *bitmap_new(Node *node, uint64_t granularity, const char *name, GError **
     Bitmap *bitmap;
 
     if (!granularity)
-        granularity = default_granularity(node);
+        granularity = bitmap_default_granularity(node);
     if (!is_pow2(granularity) || granularity < 512 || granularity > BITMAP_GRANULARITY_MAX) {
         error_set(error, "Granularity must be power of 2 and at least 512");
         return NULL;
@@ -53,7 +53,7 @@ Bitmap *bitmap_new(Node *node, uint64_t granularity, const char *name, GError **
         error_set(error, "Bitmap already exists: %s", name);
         return NULL;
     }
-    bits = hbitmap_new((int64_t)node->size, ilog2(granularity));
+    bits = hbitmap_new(node->size, ilog2(granularity));
     if (!bits) {
         error_set(error, "No memory for a bitmap of node '%s' with granularity %" PRIu64, node->name, granularity);
         return NULL;
@@ -187,7 +187,7 @@ void bitmap_thaw_merge(Bitmap *bitmap)
 /* Cuts [@offset, @offset + @bytes) to the bitmap's size. */
 static uint64_t cut(const Bitmap *bitmap, uint64_t offset, uint64_t bytes)
 {
-    uint64_t size = (uint64_t)hbitmap_size(bitmap->bits);
+    uint64_t size = hbitmap_size(bitmap->bits);
 
     if (offset >= size)
         return 0;
@@ -198,26 +198,26 @@ void bitmap_set(Bitmap *bitmap, uint64_t offset, uint64_t bytes)
 {
     bytes = cut(bitmap, offset, bytes);
     if (bytes)
-        hbitmap_set(bitmap->bits, (int64_t)offset, (int64_t)bytes);
+        hbitmap_set(bitmap->bits, offset, bytes);
 }
 
 void bitmap_reset(Bitmap *bitmap, uint64_t offset, uint64_t bytes)
 {
     bytes = cut(bitmap, offset, bytes);
     if (bytes)
-        hbitmap_reset(bitmap->bits, (int64_t)offset, (int64_t)bytes);
+        hbitmap_reset(bitmap->bits, offset, bytes);
 }
 
 uint64_t bitmap_count(const Bitmap *bitmap)
 {
-    return (uint64_t)hbitmap_count(bitmap->bits);
+    return hbitmap_count(bitmap->bits);
 }
 
 bool bitmap_merge(Bitmap *dst, const Bitmap *src, GError **error)
 {
     if (!hbitmap_merge(dst->bits, src->bits))
         return error_set(error,
-                         "Bitmaps are of different sizes (destination size is %" PRId64 " and source size is %" PRId64
+                         "Bitmaps are of different sizes (destination size is %" PRIu64 " and source size is %" PRIu64
                          ") and can't be merged",
                          hbitmap_size(dst->bits), hbitmap_size(src->bits));
     return true;
@@ -241,8 +241,8 @@ bool node_resize_bitmaps(Node *node, uint64_t size, GError **error)
     /* Growing can fail half-way. Bits past the node's end do no harm, so what has grown already stays grown. */
     for (GList *l = node->bitmaps.head; l; l = l->next) {
         Bitmap *bitmap = l->data;
-        if (!hbitmap_truncate(bitmap->bits, (int64_t)size) ||
-            (bitmap->successor && !hbitmap_truncate(bitmap->successor->bits, (int64_t)size)))
+        if (!hbitmap_truncate(bitmap->bits, size) ||
+            (bitmap->successor && !hbitmap_truncate(bitmap->successor->bits, size)))
             return error_set(error, "No memory to resize bitmap '%s' of node '%s' to %" PRIu64 " bytes",
                              bitmap->name ? bitmap->name : "", node->name, size);
     }

@@ -28,6 +28,8 @@ struct Bitmap {
 /* @granularity in bytes (power of two, 512 to 2 GiB; 0: the node's cluster size within 4 KiB..64 KiB, or 64 KiB).
  * @name NULL: anonymous. Enabled. NULL with @error in QEMU's words ("Bitmap already exists: x", "Granularity must be a
  * power of 2" …). */
+/* What granularity 0 means for @node. */
+uint64_t bitmap_default_granularity(Node *node);
 Bitmap *bitmap_new(Node *node, uint64_t granularity, const char *name, GError **error);
 void bitmap_free(Bitmap *bitmap); /* removes it from its node; takes NULL */
 Bitmap *bitmap_find(Node *node, const char *name);

@@ -1,0 +1,181 @@
+/*
+ * The copy engine: one piece, from locking to what becomes of its bits.
+ */
+#include "block/aio/io.h"
+#include "block/graph/drain.h"
+#include "block/graph/status.h"
+#include "block/jobs/copy-int.h"
+#include "block/util/bytes.h"
+
+#define BUFFER_MAX (1024 * 1024)      /* bytes read at a time, however long the piece is */
+#define ZERO_PIECE (64 * 1024 * 1024) /* bytes zeroed at a time: between them the job can be cancelled */
+
+uint64_t copy_buffer_size(const CopyOptions *o)
+{
+    if (o->compress_cluster)
+        return o->compress_cluster;
+    return u64_min(o->chunk, BUFFER_MAX);
+}
+
+CopyOp *copy_op_take(Copy *c, uint64_t offset, uint64_t bytes)
+{
+    CopyOp *op = c->free_ops;
+
+    c->free_ops = op->next;
+    op->offset = offset;
+    op->bytes = bytes;
+    rangelock_take(&c->lock, &op->hold, offset, offset + bytes);
+    hbitmap_reset(c->opt.todo, offset, bytes);
+    c->in_flight++;
+    c->in_flight_bytes += copy_counted(c, offset, bytes);
+    return op;
+}
+
+void copy_op_shorten(CopyOp *op, uint64_t bytes)
+{
+    Copy *c = op->copy;
+
+    c->in_flight_bytes -= copy_counted(c, op->offset, op->bytes);
+    op->bytes = bytes;
+    c->in_flight_bytes += bytes;
+    rangelock_release(&op->hold);
+    rangelock_take(&c->lock, &op->hold, op->offset, op->offset + bytes);
+}
+
+void copy_mark_clusters(Copy *c, uint64_t offset, uint64_t bytes)
+{
+    uint64_t first = align_up(offset, c->opt.cow_cluster), end = offset + bytes;
+
+    if (end < c->opt.size)
+        end = align_down(end, c->opt.cow_cluster);
+    if (first < end)
+        hbitmap_set(c->cow_done, first, end - first);
+}
+
+/* ---- moving bytes -------------------------------------------------------------------------------------------------
+ */
+
+static int copy_co_zero_piece(Copy *c, uint64_t offset, uint64_t bytes)
+{
+    return child_co_pwrite_zeroes(c->opt.target, offset, bytes, c->opt.unmap ? REQ_MAY_UNMAP : 0);
+}
+
+/* Zeroes what does not read as zeroes in the target yet. */
+static int copy_co_zero_missing(Copy *c, uint64_t offset, uint64_t bytes)
+{
+    while (bytes) {
+        BlockStatus status;
+        uint64_t n;
+        int ret = node_co_block_status_above(c->opt.target->node, NULL, true, offset, bytes, &status, NULL);
+        if (ret < 0 || !status.bytes)
+            return copy_co_zero_piece(c, offset, bytes);
+        n = u64_min(status.bytes, bytes);
+        if (!(status.flags & STATUS_ZERO)) {
+            ret = copy_co_zero_piece(c, offset, n);
+            if (ret < 0)
+                return ret;
+        }
+        offset += n;
+        bytes -= n;
+    }
+    return 0;
+}
+
+static int copy_co_zeroes(Copy *c, uint64_t offset, uint64_t bytes)
+{
+    while (bytes && !job_is_cancelled(c->job)) {
+        uint64_t n = c->opt.skip_zeroes ? bytes : u64_min(bytes, ZERO_PIECE);
+        int ret = c->opt.skip_zeroes ? copy_co_zero_missing(c, offset, n) : copy_co_zero_piece(c, offset, n);
+        if (ret < 0)
+            return ret;
+        offset += n;
+        bytes -= n;
+    }
+    return bytes ? -ECANCELED : 0;
+}
+
+static int copy_co_data(Copy *c, uint64_t offset, uint64_t bytes, bool *ret_is_read)
+{
+    uint64_t size = u64_min(bytes, copy_buffer_size(&c->opt));
+    ReqFlags flags = c->opt.compress_cluster ? REQ_WRITE_COMPRESSED : 0;
+    void *buf = aio_buf_get(c->job->loop, size);
+    int ret = buf ? 0 : -ENOMEM;
+
+    *ret_is_read = true;
+    while (bytes && ret == 0) {
+        uint64_t n = u64_min(bytes, size);
+        ret = child_co_pread(c->opt.source, offset, n, buf, 0);
+        *ret_is_read = ret < 0;
+        if (ret == 0)
+            ret = child_co_pwrite(c->opt.target, offset, n, buf, flags);
+        offset += n;
+        bytes -= n;
+    }
+    aio_buf_put(c->job->loop, buf, size);
+    return ret;
+}
+
+int copy_co_range(Copy *c, uint64_t offset, uint64_t bytes, bool *ret_is_read)
+{
+    BlockStatus status;
+    int ret = node_co_block_status_above(c->opt.status_of, NULL, true, offset, bytes, &status, NULL);
+
+    *ret_is_read = false;
+    if (ret == 0 && (status.flags & STATUS_ZERO) && status.bytes >= bytes)
+        return copy_co_zeroes(c, offset, bytes);
+    return copy_co_data(c, offset, bytes, ret_is_read);
+}
+
+/* ---- the life of a piece --------------------------------------------------------------------------------------------
+ */
+
+static void op_failed(CopyOp *op, bool is_read, int ret)
+{
+    Copy *c = op->copy;
+    BlockErrorAction action;
+
+    hbitmap_set(c->opt.todo, op->offset, op->bytes);
+    if (ret == -ECANCELED && job_is_cancelled(c->job))
+        return;
+    action = job_error_action(c->job, is_read ? c->opt.on_source_error : c->opt.on_target_error, is_read, -ret);
+    c->failed_lately = true;
+    if (action == BLOCK_ERROR_ACTION_REPORT && !c->ret)
+        c->ret = ret;
+}
+
+static void copy_op_co_entry(void *opaque)
+{
+    CopyOp *op = opaque;
+    Copy *c = op->copy;
+    Graph *graph = c->job->graph;
+    uint64_t counted = copy_counted(c, op->offset, op->bytes);
+    bool is_read = false;
+    int ret;
+
+    if (op->zero)
+        ret = copy_co_zeroes(c, op->offset, op->bytes);
+    else
+        ret = copy_co_data(c, op->offset, op->bytes, &is_read);
+    c->in_flight_bytes -= counted;
+    if (ret < 0) {
+        op_failed(op, is_read, ret);
+    } else {
+        job_progress_done(c->job, (int64_t)counted);
+        if (c->cow_done && op->bytes)
+            copy_mark_clusters(c, op->offset, op->bytes);
+    }
+    rangelock_release(&op->hold);
+    op->next = c->free_ops;
+    c->free_ops = op;
+    c->in_flight--;
+    copy_update_progress(c);
+    coqueue_wake_all(&c->op_done);
+    if (!c->in_flight)
+        graph_drain_kick(graph);
+}
+
+void copy_op_start(CopyOp *op, bool zero)
+{
+    op->zero = zero;
+    coroutine_start(op->copy->job->loop, copy_op_co_entry, op);
+}
