@@ -193,7 +193,7 @@ static int listen_all(SocketListener *l, const struct addrinfo *list, unsigned p
     return l->n > before ? 0 : first;
 }
 
-static bool co_listen_inet(SocketListener *l, const SocketAddr *addr, GError **error)
+static bool listen_co_inet(SocketListener *l, const SocketAddr *addr, GError **error)
 {
     g_autofree char *what = socket_addr_str(addr);
     struct addrinfo *list = socket_co_resolve(addr, true, error);
@@ -229,7 +229,7 @@ SocketListener *socket_co_listen(Loop *loop, const SocketAddr *addr, SocketAccep
         ok = listen_unix(l, addr, error);
         break;
     case SOCKET_INET:
-        ok = co_listen_inet(l, addr, error);
+        ok = listen_co_inet(l, addr, error);
         break;
     case SOCKET_FD:
         ok = listen_fd(l, addr, error);

@@ -76,7 +76,7 @@ struct addrinfo *socket_co_resolve(const SocketAddr *addr, bool passive, GError 
     return r.result;
 }
 
-static int co_connect_one(int family, const struct sockaddr *name, socklen_t len)
+static int connect_co_one(int family, const struct sockaddr *name, socklen_t len)
 {
     int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0);
     int ret;
@@ -92,7 +92,7 @@ static int co_connect_one(int family, const struct sockaddr *name, socklen_t len
     return fd;
 }
 
-static int co_connect_inet(const SocketAddr *addr, GError **error)
+static int connect_co_inet(const SocketAddr *addr, GError **error)
 {
     struct addrinfo *list = socket_co_resolve(addr, false, error);
     int fd = -EADDRNOTAVAIL;
@@ -102,7 +102,7 @@ static int co_connect_inet(const SocketAddr *addr, GError **error)
         return -1;
     }
     for (struct addrinfo *ai = list; ai && fd < 0 && fd != -ECANCELED; ai = ai->ai_next) {
-        fd = co_connect_one(ai->ai_family, ai->ai_addr, ai->ai_addrlen);
+        fd = connect_co_one(ai->ai_family, ai->ai_addr, ai->ai_addrlen);
     }
     freeaddrinfo(list);
     if (fd >= 0) {
@@ -129,10 +129,10 @@ int socket_co_connect(const SocketAddr *addr, GError **error)
         if (!socket_unix_name(addr, &name, &len, error)) {
             return -1;
         }
-        fd = co_connect_one(AF_UNIX, (struct sockaddr *)&name, len);
+        fd = connect_co_one(AF_UNIX, (struct sockaddr *)&name, len);
         break;
     case SOCKET_INET:
-        fd = co_connect_inet(addr, &local);
+        fd = connect_co_inet(addr, &local);
         if (local) {
             g_propagate_error(error, g_steal_pointer(&local));
             return -1;
