@@ -59,7 +59,11 @@ static bool nbd_co_open(Node *node, const BlockdevOptions *options, GError **err
     const BlockdevOptionsNbd *o = &options->u.nbd;
     NbdState *s = node->state;
 
-    if (!nbd_set_up(node, s, o, error) || !nbdc_co_connect(s, error) || !nbd_check_facts(node, s, error)) {
+    if (!nbd_set_up(node, s, o, error)) {
+        nbd_release(s);
+        return false;
+    }
+    if (!nbdc_co_connect(s, error) || !nbd_check_facts(node, s, error)) {
         nbdc_co_disconnect(s);
         nbd_release(s);
         return false;
