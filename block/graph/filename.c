@@ -140,15 +140,29 @@ char *filename_resolve(Node *parent, const char *filename, GError **error)
 /* Options that change what is read; the others do not belong in a name. */
 static const char *const strong_options[] = {"offset", "size", "data-file", "encrypt", "x-dirty-bitmap", NULL};
 
+/* Is the backing file another one than the image's header names? */
+static bool backing_overridden(Node *node)
+{
+    NodeInfo info = {0};
+    g_autofree char *actual = NULL, *named = NULL;
+
+    if (!node->drv->supports_backing)
+        return false;
+    if (node->drv->get_info)
+        node->drv->get_info(node, &info);
+    actual = node->backing ? node_filename(node_skip_implicit(node->backing->node)) : NULL;
+    named = info.backing_filename ? filename_resolve(node, info.backing_filename, NULL) : NULL;
+    return g_strcmp0(actual, named) != 0;
+}
+
 static bool has_strong_options(Node *node)
 {
     g_autoptr(Tree) tree = node->options ? qapi_encode_BlockdevOptions(node->options) : NULL;
 
     for (const char *const *name = strong_options; tree && *name; name++)
-        if (tree_get(tree, *name) && !node->exact_filename)
+        if (tree_get(tree, *name))
             return true;
-    /* A backing file that options gave in place of the header's. */
-    return tree && tree_get(tree, "backing");
+    return backing_overridden(node);
 }
 
 /* The name where it says everything, else NULL. Borrowed. */
