@@ -12,6 +12,7 @@
 /* Where everything goes, in clusters; the header is cluster 0. */
 typedef struct Layout {
     unsigned cluster_bits;
+    uint64_t size; /* of the disk, whole sectors: others would cut a part of one off */
     uint64_t l1_entries;
     uint64_t rt_clusters, blocks, l1_clusters, total;
 } Layout;
@@ -27,8 +28,11 @@ static bool make_layout(const CreateOptions *o, Layout *l, GError **error)
         return error_set(error, "Unsupported qcow2 version %d", o->version);
     l->cluster_bits = ilog2(cluster);
     cover = cluster / 8 * cluster;
-    l->l1_entries = div_round_up(o->size, cover);
-    if (l->l1_entries > Q2_MAX_L1_BYTES / 8 || o->size > (uint64_t)INT64_MAX - cluster)
+    if (o->size > (uint64_t)INT64_MAX - cluster)
+        return error_set(error, "The image size is too large for file format 'qcow2'");
+    l->size = align_up(o->size, 512);
+    l->l1_entries = div_round_up(l->size, cover);
+    if (l->l1_entries > Q2_MAX_L1_BYTES / 8)
         return error_set(error,
                          "The image size is too large for file format 'qcow2' (try using a larger cluster size)");
     l->l1_clusters = div_round_up(l->l1_entries * 8, cluster);
@@ -103,7 +107,7 @@ static bool make_header(const CreateOptions *o, const Layout *l, uint8_t *buf, G
     store_be32(buf, Q2_MAGIC);
     store_be32(buf + 4, version);
     store_be32(buf + 20, l->cluster_bits);
-    store_be64(buf + Q2_H_SIZE, o->size);
+    store_be64(buf + Q2_H_SIZE, l->size);
     store_be32(buf + Q2_H_L1_SIZE, (uint32_t)l->l1_entries);
     store_be64(buf + Q2_H_L1_SIZE + 4, (1 + l->rt_clusters + l->blocks) << l->cluster_bits);
     store_be64(buf + Q2_H_RT_OFFSET, UINT64_C(1) << l->cluster_bits);

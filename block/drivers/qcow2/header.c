@@ -26,7 +26,7 @@ static bool parse_fixed(Q2Header *h, const uint8_t *buf, size_t len, GError **er
     if (h->cluster_bits < Q2_MIN_CLUSTER_BITS || h->cluster_bits > Q2_MAX_CLUSTER_BITS)
         return error_set(error, "Unsupported cluster size: 2^%" G_GUINT32_FORMAT " (must be from 2^%d to 2^%d)",
                          h->cluster_bits, Q2_MIN_CLUSTER_BITS, Q2_MAX_CLUSTER_BITS);
-    h->size = load_be64(buf + Q2_H_SIZE);
+    h->size = align_down(load_be64(buf + Q2_H_SIZE), 512); /* nobody shows a part of a sector */
     h->crypt_method = load_be32(buf + 32);
     h->l1_size = load_be32(buf + Q2_H_L1_SIZE);
     h->l1_offset = load_be64(buf + Q2_H_L1_SIZE + 4);

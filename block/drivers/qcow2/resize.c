@@ -167,6 +167,8 @@ bool q2_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode prealloc
     if (prealloc != PREALLOC_MODE_OFF)
         return error_set(error, "Preallocation mode '%s' is not supported when a qcow2 image is resized",
                          qapi_PreallocMode_str(prealloc));
+    if (!is_aligned(size, 512))
+        return error_set(error, "The new size must be a multiple of 512");
     if (q->corrupt)
         return error_set(error, "Image is corrupt");
     if (q->header.nb_snapshots && q->header.version < 3)
