@@ -129,7 +129,8 @@ bool export_co_add(ExportList *list, const BlockExportOptions *options, GError *
     exp->refs = 1;
     /* The id is taken from now on, also while this waits. */
     g_queue_push_head(&list->exports, exp);
-    exp->port = port_co_new(list->graph, node, perm, PERM_ALL, &export_port_ops, exp, error);
+    /* Clients were told a size: nobody, another process included, may change it under them. */
+    exp->port = port_co_new(list->graph, node, perm, PERM_ALL & ~PERM_RESIZE, &export_port_ops, exp, error);
     if (!exp->port) {
         goto fail;
     }

@@ -70,6 +70,15 @@ static void node_co_discard(Node *node)
     node_free(node);
 }
 
+/* A format's error tells what is wrong; this puts in front of it which file it is about, where that is not said yet. */
+static void name_image(const Node *node, GError **error)
+{
+    g_autofree char *filename = node->drv->is_format && node->file ? node_filename(node->file->node) : NULL;
+
+    if (filename && error && *error && !strstr((*error)->message, filename))
+        g_prefix_error(error, "Could not open '%s': ", filename);
+}
+
 /* What follows the driver's co_open and may still fail. */
 static bool node_co_settle(Node *node, GError **error)
 {
@@ -107,6 +116,7 @@ static Node *node_co_open_full(Graph *graph, const BlockdevOptions *options, con
     node->options = qapi_clone_BlockdevOptions(options);
     node->backing_extra = backing_extra ? tree_ref(backing_extra) : NULL;
     if (drv->co_open && !drv->co_open(node, node->options, error)) {
+        name_image(node, error);
         node_co_discard(node);
         return NULL;
     }
