@@ -49,8 +49,12 @@ class Item:
     def run(self, env):
         start = time.monotonic()
         with tempfile.TemporaryFile() as out:
-            p = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=TOP,
-                                 env={**env, **self.more_env()}, start_new_session=True)
+            try:
+                p = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=TOP,
+                                     env={**env, **self.more_env()}, start_new_session=True)
+            except OSError as e:
+                self.cases = [(self.name, FAIL, str(e))]
+                return self
             running.add(p.pid)
             trouble = None
             try:

@@ -65,7 +65,7 @@ class Runner(sd.Case):
 
     def test_plain(self):
         for argv, want in ((['true'], run.PASS), (['false'], run.FAIL), (['sleep', '60'], run.FAIL),
-                           (['sh', '-c', 'kill -SEGV $$'], run.FAIL)):
+                           (['sh', '-c', 'kill -SEGV $$'], run.FAIL), (['/no/such/program'], run.FAIL)):
             item = run.Plain('lint', 'x', argv, 1).run(dict(os.environ))
             self.assertEqual([want], [c[1] for c in item.cases], argv)
 
