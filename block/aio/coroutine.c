@@ -1,6 +1,9 @@
 #include "block/aio/internal.h"
 #include <sys/mman.h>
 #include <unistd.h>
+#ifdef CONTEXT_ASAN
+#include <sanitizer/asan_interface.h>
+#endif
 
 #ifdef __has_include
 #if __has_include(<valgrind/valgrind.h>)
@@ -53,6 +56,10 @@ static void *stack_map(void)
     if (stack == MAP_FAILED) {
         return NULL;
     }
+#ifdef CONTEXT_ASAN
+    /* Frames of a stack that was here before, and that never returned, may have left their red zones. */
+    ASAN_UNPOISON_MEMORY_REGION(stack, guard + STACK_SIZE);
+#endif
     /* Linux 6.13 can guard pages without splitting the mapping; before that it takes a mapping of its own. */
     if (madvise(stack, guard, MADV_GUARD_INSTALL) < 0 && mprotect(stack, guard, PROT_NONE) < 0) {
         munmap(stack, guard + STACK_SIZE);
