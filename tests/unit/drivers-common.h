@@ -59,7 +59,7 @@ static void drivers_run(CoroutineEntry *entry)
         loop_run(loop);
 }
 
-/* Calls a test's body in a coroutine. */
+/* Declares the test NAME, whose body is `static void NAME_co_body(void)`, run in a coroutine. */
 #define DRIVERS_TEST(name)                                                                                             \
     static void name##_co_body(void);                                                                                  \
     static void name##_co_entry(void *opaque)                                                                          \
@@ -72,8 +72,7 @@ static void drivers_run(CoroutineEntry *entry)
         drivers_setup();                                                                                               \
         drivers_run(name##_co_entry);                                                                                  \
         drivers_teardown();                                                                                            \
-    }                                                                                                                  \
-    static void name##_co_body(void)
+    }
 
 /* Opens what the JSON text describes. */
 static Node *open_co_json(const char *json, GError **error)

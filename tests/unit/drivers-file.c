@@ -6,6 +6,7 @@ enum { KIB = 1024, MIB = 1024 * 1024 };
 #define RW (PERM_CONSISTENT_READ | PERM_WRITE | PERM_RESIZE)
 
 DRIVERS_TEST(refusals)
+static void refusals_co_body(void)
 {
     g_autofree char *file = make_file("a", 512, 0);
 
@@ -26,6 +27,7 @@ DRIVERS_TEST(refusals)
 
 /* A FIFO without a writer must not hang the worker that opens it. */
 DRIVERS_TEST(fifo)
+static void fifo_co_body(void)
 {
     g_autofree char *path = in_folder("fifo");
 
@@ -34,6 +36,7 @@ DRIVERS_TEST(fifo)
 }
 
 DRIVERS_TEST(data)
+static void data_co_body(void)
 {
     g_autofree char *path = make_file("a", 64 * KIB, 0x11);
     Node *node = open_co_node("{'driver':'file','filename':'%s'}", path);
@@ -78,6 +81,7 @@ DRIVERS_TEST(data)
 
 /* Somebody else cut the file: what is gone reads as zeroes. A write past the end makes it grow. */
 DRIVERS_TEST(ends)
+static void ends_co_body(void)
 {
     g_autofree char *path = make_file("a", 8000, 0x33);
     Node *node = open_co_node("{'driver':'file','filename':'%s'}", path);
@@ -97,6 +101,7 @@ DRIVERS_TEST(ends)
 
 /* O_DIRECT: the driver copes with any memory, the graph with any offset. */
 DRIVERS_TEST(direct)
+static void direct_co_body(void)
 {
     g_autofree char *path = make_file("a", 256 * KIB + 1000, 0x55);
     g_autoptr(GError) error = NULL;
@@ -149,6 +154,7 @@ static uint64_t status_co_run(Node *node, uint64_t offset, uint64_t bytes, unsig
 }
 
 DRIVERS_TEST(holes)
+static void holes_co_body(void)
 {
     g_autofree char *path = make_file("a", MIB, 0x11);
     Node *node;
@@ -218,6 +224,7 @@ static void zeroes_co_on(const char *path)
 }
 
 DRIVERS_TEST(zeroes)
+static void zeroes_co_body(void)
 {
     g_autofree char *path = in_folder("a");
     g_autofree char *shm = g_strdup_printf("/dev/shm/sd-drivers-%d", (int)getpid());
@@ -231,6 +238,7 @@ DRIVERS_TEST(zeroes)
 
 /* What the file system cannot do is asked once, and then falls back. */
 DRIVERS_TEST(zeroes_without_help)
+static void zeroes_without_help_co_body(void)
 {
     g_autofree char *path = make_file("a", 64 * KIB, 0x11);
     Node *node = open_co_node("{'driver':'file','filename':'%s','discard':'unmap'}", path);
@@ -259,6 +267,7 @@ static void refuse_co_truncate(Port *port, uint64_t size, PreallocMode mode, con
 }
 
 DRIVERS_TEST(sizes)
+static void sizes_co_body(void)
 {
     g_autofree char *path = make_file("a", 64 * KIB, 0x11);
     Node *node = open_co_node("{'driver':'file','filename':'%s'}", path);
@@ -289,6 +298,7 @@ DRIVERS_TEST(sizes)
 
 /* LAW 9: what fsync reports once is not forgotten. A pipe under the driver makes every sync fail. */
 DRIVERS_TEST(failed_flush)
+static void failed_flush_co_body(void)
 {
     g_autofree char *path = make_file("a", 64 * KIB, 0x11);
     Node *node = open_co_node("{'driver':'file','filename':'%s'}", path);
@@ -315,6 +325,7 @@ DRIVERS_TEST(failed_flush)
 
 /* A write that fails at the write is no lost data: the node is not given up. */
 DRIVERS_TEST(failed_fua)
+static void failed_fua_co_body(void)
 {
     g_autofree char *path = make_file("a", 64 * KIB, 0x11);
     Node *node = open_co_node("{'driver':'file','filename':'%s'}", path);
@@ -336,6 +347,7 @@ DRIVERS_TEST(failed_fua)
 }
 
 DRIVERS_TEST(creation)
+static void creation_co_body(void)
 {
     g_autofree char *path = in_folder("new"), *prefixed = g_strconcat("file:", path, NULL);
     g_autofree char *used = make_file("used", 4096, 0x11);

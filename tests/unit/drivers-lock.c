@@ -34,6 +34,7 @@ static void assert_locked(const char *path, const char *expected)
 
 /* What QEMU holds, as seen in /proc/locks with qemu-storage-daemon 7.2. */
 DRIVERS_TEST(bytes)
+static void bytes_co_body(void)
 {
     g_autofree char *path = make_file("a", 4096, 0);
     Node *node = open_co_node("{'driver':'file','filename':'%s'}", path);
@@ -76,6 +77,7 @@ static void assert_refused(Port *port, const char *path, unsigned perm, unsigned
 }
 
 DRIVERS_TEST(refusals)
+static void refusals_co_body(void)
 {
     static const char *const names[] = {"consistent read", "write", "write unchanged", "resize"};
     g_autofree char *path = make_file("a", 4096, 0);
@@ -101,6 +103,7 @@ DRIVERS_TEST(refusals)
 
 /* Two nodes of one process are as much in each other's way as two processes. */
 DRIVERS_TEST(within_process)
+static void within_process_co_body(void)
 {
     g_autofree char *path = make_file("a", 4096, 0);
     g_autoptr(GError) error = NULL;
@@ -123,6 +126,7 @@ DRIVERS_TEST(within_process)
 
 /* A node opened for reading that gets a writer opens its file again; locks go along, and an abort leaves no trace. */
 DRIVERS_TEST(reopening)
+static void reopening_co_body(void)
 {
     g_autofree char *path = make_file("a", 4096, 0x11);
     Node *node = open_co_node("{'driver':'file','filename':'%s','read-only':true}", path);
@@ -153,6 +157,7 @@ DRIVERS_TEST(reopening)
 
 /* force-share reads what somebody else holds for writing. */
 DRIVERS_TEST(force_share)
+static void force_share_co_body(void)
 {
     g_autofree char *path = make_file("a", 4096, 0);
     Node *one = open_co_node("{'driver':'file','filename':'%s'}", path);
@@ -169,6 +174,7 @@ DRIVERS_TEST(force_share)
 
 /* A file that may not be written to: with auto-read-only the node becomes read-only, else it is refused. */
 DRIVERS_TEST(auto_read_only)
+static void auto_read_only_co_body(void)
 {
     static const char path[] = "/sys/kernel/uevent_seqnum"; /* refuses writers, even root */
     int fd = open(path, O_RDWR);

@@ -55,6 +55,7 @@ static void names(void **state)
 }
 
 DRIVERS_TEST(refusals)
+static void refusals_co_body(void)
 {
     refuse_co_open("tls-creds", "{'driver':'nbd','tls-creds':'t','server':{'type':'unix','path':'/x'}}");
     refuse_co_open("server.mptcp", "{'driver':'nbd','server':{'type':'inet','host':'h','port':'1','mptcp':true}}");
@@ -92,6 +93,7 @@ static Node *open_co_server(const char *more)
 }
 
 DRIVERS_TEST(requests)
+static void requests_co_body(void)
 {
     GPid pid = server_start("--filter=blocksize-policy memory 10M blocksize-minimum=512 blocksize-preferred=4096 "
                             "blocksize-maximum=2M blocksize-error-policy=error");
@@ -156,6 +158,7 @@ static void many_co_entry(void *opaque)
 }
 
 DRIVERS_TEST(many_at_once)
+static void many_at_once_co_body(void)
 {
     GPid pid = server_start("--threads=200 --filter=delay memory 10M delay-read=50ms delay-write=50ms");
     int64_t start;
@@ -179,6 +182,7 @@ DRIVERS_TEST(many_at_once)
 }
 
 DRIVERS_TEST(read_only)
+static void read_only_co_body(void)
 {
     GPid pid = server_start("--readonly memory 1M");
     Node *node;
@@ -199,6 +203,7 @@ DRIVERS_TEST(read_only)
 
 /* A server that takes the connection and says nothing: opening ends in time and in words. */
 DRIVERS_TEST(silent)
+static void silent_co_body(void)
 {
     g_autofree char *path = in_folder("sock");
     struct sockaddr_un name = {.sun_family = AF_UNIX};
@@ -233,6 +238,7 @@ static void sleep_co_ms(int ms)
 }
 
 DRIVERS_TEST(lost_at_once)
+static void lost_at_once_co_body(void)
 {
     GPid pid = server_start("memory 1M");
     uint8_t buf[512];
@@ -256,6 +262,7 @@ DRIVERS_TEST(lost_at_once)
 }
 
 DRIVERS_TEST(lost_and_found)
+static void lost_and_found_co_body(void)
 {
     GPid pid = server_start("--filter=delay memory 1M delay-read=2");
     Node *node;

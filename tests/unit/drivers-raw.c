@@ -18,6 +18,7 @@ static void use_evil(void)
 }
 
 DRIVERS_TEST(ranges)
+static void ranges_co_body(void)
 {
     g_autofree char *path = make_file("a", 8192, 0x11);
     Node *file = open_co_node("{'driver':'file','filename':'%s','node-name':'f'}", path);
@@ -71,6 +72,7 @@ DRIVERS_TEST(ranges)
 }
 
 DRIVERS_TEST(permissions)
+static void permissions_co_body(void)
 {
     g_autofree char *path = make_file("a", 8192, 0x11);
     Node *file = open_co_node("{'driver':'file','filename':'%s','node-name':'f'}", path);
@@ -94,6 +96,7 @@ DRIVERS_TEST(permissions)
 }
 
 DRIVERS_TEST(status)
+static void status_co_body(void)
 {
     g_autofree char *path = make_file("a", 65536, 0x11);
     BlockStatus st;
@@ -115,6 +118,7 @@ DRIVERS_TEST(status)
 
 /* CVE-2008-2004 and its kin: a guest must not write a header for the next opening to believe. */
 DRIVERS_TEST(guard)
+static void guard_co_body(void)
 {
     g_autofree char *path = make_file("a", 65536, 0);
     g_autofree char *evil = g_malloc0(65536);
@@ -158,6 +162,7 @@ DRIVERS_TEST(guard)
 }
 
 DRIVERS_TEST(null_drivers)
+static void null_drivers_co_body(void)
 {
     Node *plain = open_co_node("{'driver':'null-co'}");
     Node *zero = open_co_node("{'driver':'null-aio','size':100000,'read-zeroes':true,'latency-ns':20000000}");
