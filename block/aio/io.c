@@ -9,6 +9,7 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/vfs.h>
+#include <unistd.h>
 
 /*
  * Files that are memory: tmpfs and ramfs (memfd too).
@@ -128,16 +129,33 @@ static bool io_co_again(Coroutine *self, int *result, int fd, short events, bool
     return false;
 }
 
+/* One buffer and no flags is the usual case, and spares the kernel a look at the list. */
+static ssize_t pread_now(int fd, const struct iovec *iov, int niov, int64_t offset, int rw_flags)
+{
+    const bool plain = niov == 1 && !rw_flags;
+    ssize_t ret;
+    do {
+        ret = plain ? pread(fd, iov->iov_base, iov->iov_len, offset) : preadv2(fd, iov, niov, offset, rw_flags);
+    } while (ret < 0 && errno == EINTR);
+    return ret < 0 ? -errno : ret;
+}
+
+static ssize_t pwrite_now(int fd, const struct iovec *iov, int niov, int64_t offset, int rw_flags)
+{
+    const bool plain = niov == 1 && !rw_flags;
+    ssize_t ret;
+    do {
+        ret = plain ? pwrite(fd, iov->iov_base, iov->iov_len, offset) : pwritev2(fd, iov, niov, offset, rw_flags);
+    } while (ret < 0 && errno == EINTR);
+    return ret < 0 ? -errno : ret;
+}
+
 ssize_t aio_co_preadv(int fd, const struct iovec *iov, int niov, int64_t offset, int rw_flags)
 {
     Coroutine *self = coroutine_self();
     Loop *loop = self->loop;
     if (inline_co_admit(loop, fd, offset, iov_bytes(iov, niov))) {
-        ssize_t ret;
-        do {
-            ret = preadv2(fd, iov, niov, offset, rw_flags);
-        } while (ret < 0 && errno == EINTR);
-        return ret < 0 ? -errno : ret;
+        return pread_now(fd, iov, niov, offset, rw_flags);
     }
     int ret;
     do {
@@ -158,11 +176,7 @@ ssize_t aio_co_pwritev(int fd, const struct iovec *iov, int niov, int64_t offset
     Coroutine *self = coroutine_self();
     Loop *loop = self->loop;
     if (inline_co_admit(loop, fd, offset, iov_bytes(iov, niov))) {
-        ssize_t ret;
-        do {
-            ret = pwritev2(fd, iov, niov, offset, rw_flags);
-        } while (ret < 0 && errno == EINTR);
-        return ret < 0 ? -errno : ret;
+        return pwrite_now(fd, iov, niov, offset, rw_flags);
     }
     int ret;
     do {
@@ -181,7 +195,9 @@ ssize_t aio_co_pwritev(int fd, const struct iovec *iov, int niov, int64_t offset
 int aio_co_fsync(int fd, bool datasync)
 {
     Coroutine *self = coroutine_self();
-    if (fd >= 0 && fd_is_memory(self->loop, fd)) {
+    /* Asked anew each time: what is remembered may be about an earlier file of this number, and a sync that is left out
+     * by mistake loses data. */
+    if (fd >= 0 && file_is_memory(fd)) {
         return 0; /* what fsync(2) does there, too */
     }
     int ret;

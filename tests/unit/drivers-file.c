@@ -1,6 +1,8 @@
 /* The file driver: options, data, zeroes and holes, size, creation, and the failures that must not be forgotten. */
+#include "block/aio/io.h"
 #include "block/drivers/file.h"
 #include "drivers-common.h"
+#include <sys/mman.h>
 
 enum { KIB = 1024, MIB = 1024 * 1024 };
 #define RW (PERM_CONSISTENT_READ | PERM_WRITE | PERM_RESIZE)
@@ -323,6 +325,23 @@ static void failed_flush_co_body(void)
     node_co_unref(node);
 }
 
+/* The number of a descriptor is used again: that it was a file in memory a moment ago says nothing about the next. */
+DRIVERS_TEST(flush_of_a_reused_number)
+static void flush_of_a_reused_number_co_body(void)
+{
+    struct iovec iov = {.iov_base = (char[]){1}, .iov_len = 1};
+    int fd = memfd_create("memory", MFD_CLOEXEC), ends[2];
+
+    assert_int_equal(aio_co_pwritev(fd, &iov, 1, 0, 0), 1);
+    assert_int_equal(aio_co_fsync(fd, true), 0);
+    assert_int_equal(pipe(ends), 0);
+    assert_int_equal(dup2(ends[1], fd), fd);
+    assert_int_equal(aio_co_fsync(fd, true), -EINVAL);
+    close(ends[0]);
+    close(ends[1]);
+    close(fd);
+}
+
 /* A write that fails at the write is no lost data: the node is not given up. */
 DRIVERS_TEST(failed_fua)
 static void failed_fua_co_body(void)
@@ -389,10 +408,11 @@ static void creation_co_body(void)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(refusals), cmocka_unit_test(fifo),         cmocka_unit_test(data),
-        cmocka_unit_test(ends),     cmocka_unit_test(direct),       cmocka_unit_test(holes),
-        cmocka_unit_test(zeroes),   cmocka_unit_test(sizes),        cmocka_unit_test(zeroes_without_help),
-        cmocka_unit_test(creation), cmocka_unit_test(failed_flush), cmocka_unit_test(failed_fua),
+        cmocka_unit_test(refusals),   cmocka_unit_test(fifo),         cmocka_unit_test(data),
+        cmocka_unit_test(ends),       cmocka_unit_test(direct),       cmocka_unit_test(holes),
+        cmocka_unit_test(zeroes),     cmocka_unit_test(sizes),        cmocka_unit_test(zeroes_without_help),
+        cmocka_unit_test(creation),   cmocka_unit_test(failed_flush), cmocka_unit_test(flush_of_a_reused_number),
+        cmocka_unit_test(failed_fua),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
