@@ -342,7 +342,7 @@ static void test_accept_connect(void **state)
 {
     for (int nonblocking = 0; nonblocking < 2; nonblocking++) {
         Server server = {.addr = {.sun_family = AF_UNIX}};
-        snprintf(server.addr.sun_path + 1, 20, "aio-io-%08d-%d", getpid(), nonblocking);
+        snprintf(server.addr.sun_path + 1, 20, "aio-io-%010u%c", (unsigned)getpid(), nonblocking ? 'n' : 'b');
         server.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | (nonblocking ? SOCK_NONBLOCK : 0), 0);
         assert_int_equal(bind(server.fd, (struct sockaddr *)&server.addr, sizeof(sa_family_t) + 20), 0);
         assert_int_equal(listen(server.fd, 5), 0);
