@@ -16,8 +16,8 @@
 typedef struct Loop Loop;
 
 /*
- * NULL and @error when the kernel refuses an io_uring (the text says what to check). The loop belongs to the thread, and
- * to the process, that made it: daemonise first.
+ * NULL and @error when the kernel refuses an io_uring (the text says what to check). The loop belongs to the thread,
+ * and to the process, that made it: daemonise first.
  */
 Loop *loop_new(GError **error);
 
