@@ -77,8 +77,8 @@ static void advance(NbdClient *client, size_t bytes)
 
 void nbd_reply_drop(NbdClient *client)
 {
-    client->out_sent = 0;
-    advance(client, client->out_bytes);
+    advance(client, client->out_bytes); /* as if all had left */
+    g_assert(!client->out_head && !client->out_sent);
 }
 
 /* The socket is full: waits for room, in a coroutine of its own, until everything has left. */
