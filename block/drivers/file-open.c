@@ -23,7 +23,7 @@ typedef struct OpenJob {
 
     int fd; /* -1 on failure */
     struct stat st;
-    bool opened_writable, align_ok, slow_seek;
+    bool opened_writable, device_refused, align_ok, slow_seek;
     uint32_t align, mem_align, block_size;
 } OpenJob;
 
@@ -60,6 +60,13 @@ static void look_at_file(OpenJob *job)
                      (fs.f_type != EXT4_SUPER_MAGIC && fs.f_type != (long)XFS_MAGIC && fs.f_type != (long)BTRFS_MAGIC);
 }
 
+/* The kernel opens a device for writing even when it is set to read-only; then each write fails. */
+static bool device_refuses_writes(int fd)
+{
+    int read_only;
+    return ioctl(fd, BLKROGET, &read_only) == 0 && read_only;
+}
+
 static int open_worker(void *opaque)
 {
     OpenJob *job = opaque;
@@ -67,6 +74,11 @@ static int open_worker(void *opaque)
 
     job->opened_writable = job->writable;
     job->fd = open_path(job->filename, direct | (job->writable ? O_RDWR : O_RDONLY));
+    if (job->fd >= 0 && job->writable && device_refuses_writes(job->fd)) {
+        close(job->fd);
+        job->fd = -EACCES;
+        job->device_refused = true;
+    }
     if (job->writable && job->auto_read_only && (job->fd == -EACCES || job->fd == -EROFS || job->fd == -EPERM)) {
         job->opened_writable = false;
         job->fd = open_path(job->filename, direct | O_RDONLY);
@@ -146,6 +158,8 @@ bool file_co_open(Node *node, const BlockdevOptions *options, GError **error)
     ret = aio_co_worker(open_worker, &job);
     if (ret == -EINVAL && job.direct)
         return error_set(error, "Could not open '%s': filesystem does not support O_DIRECT", o->filename);
+    if (ret == -EACCES && job.device_refused)
+        return error_set_errno(error, EACCES, "Could not open '%s': The device is not writable", o->filename);
     if (ret < 0)
         return error_set_errno(error, -ret, "Could not open '%s'", o->filename);
     if (!check_kind(node, &job, options, error)) {
