@@ -256,6 +256,18 @@ static void lost_at_once_co_body(void)
     for (int i = 0; i < 100 && port_co_pread(many_port, 0, 512, buf, 0) < 0; i++)
         sleep_co_ms(100);
     assert_int_equal(port_co_pread(many_port, 0, 512, buf, 0), 0);
+    /* Nothing was written before the loss, so nothing can have been lost. */
+    assert_int_equal(port_co_pwrite(many_port, 0, 512, buf, 0), 0);
+    assert_int_equal(port_co_flush(many_port), 0);
+    /* Now something is, and no later flush may deny it. */
+    assert_int_equal(port_co_pwrite(many_port, 0, 512, buf, 0), 0);
+    server_stop(pid);
+    assert_int_equal(port_co_pread(many_port, 0, 512, buf, 0), -EIO);
+    pid = server_start("memory 1M");
+    for (int i = 0; i < 100 && port_co_pread(many_port, 0, 512, buf, 0) < 0; i++)
+        sleep_co_ms(100);
+    assert_int_equal(port_co_pwrite(many_port, 0, 512, buf, 0), 0);
+    assert_int_equal(port_co_flush(many_port), -EIO);
     port_co_free(many_port);
     node_co_unref(node);
     server_stop(pid);

@@ -101,6 +101,10 @@ static int step_co_wait(NbdState *s, struct nbd_handle *h)
 static bool set_libnbd_error(GError **error, const NbdState *s)
 {
     const char *text = nbd_get_error();
+
+    /* libnbd puts the name of its function before the reason. */
+    if (text && g_str_has_prefix(text, "nbd_") && strstr(text, ": "))
+        text = strstr(text, ": ") + 2;
     return error_set(error, "Failed to negotiate with NBD server '%s': %s", s->addr_name, text ? text : "closed");
 }
 
@@ -226,6 +230,12 @@ static void lost_connection(NbdState *s)
     nbd_close(h);
     s->h = NULL;
     s->gave_up = s->reconnect_ns == 0;
+    /*
+     * What the server had taken and not yet flushed may be gone with it, and a flush over the next connection would
+     * say nothing about that (LAW 9). Who asked for reconnect-delay vouches for the server: it keeps what it took.
+     */
+    if (s->gave_up && s->writes != s->flushed && s->facts.can_flush)
+        s->node->failed = true;
     if (!s->gave_up)
         timer_arm(&s->give_up, loop_now(s->node->loop, LOOP_CLOCK_REAL) + s->reconnect_ns);
     coqueue_wake_all(&s->waiting); /* to see what has become of it */

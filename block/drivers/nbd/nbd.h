@@ -41,10 +41,11 @@ typedef struct NbdState {
     bool closing;
     bool gave_up; /* there was no connection for reconnect_ns: requests fail until there is one */
     Timer give_up;
-    unsigned outstanding; /* commands in libnbd's hands */
-    uint64_t completions; /* commands that came back, ever */
-    CoQueue waiting;      /* requests without a connection */
-    CoQueue closed;       /* co_close, for the pump to end */
+    unsigned outstanding;     /* commands in libnbd's hands */
+    uint64_t completions;     /* commands that came back, ever */
+    CoQueue waiting;          /* requests without a connection */
+    uint64_t writes, flushed; /* writes completed, ever; how many of them the last good flush covered */
+    CoQueue closed;           /* co_close, for the pump to end */
 } NbdState;
 
 /* The time that connecting and negotiating may take, where open-timeout does not say otherwise. */

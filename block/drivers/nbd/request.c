@@ -165,6 +165,8 @@ int nbdc_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *ve
         iov_to_buf(vec->iov, vec->n, vec_offset, r.buf, bytes);
     }
     ret = request_co_run(&r);
+    if (ret == 0 && !(flags & REQ_FUA))
+        r.s->writes++;
     if (!direct)
         aio_buf_put(node->loop, r.buf, bytes);
     return ret;
@@ -173,12 +175,16 @@ int nbdc_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *ve
 int nbdc_co_pwrite_zeroes(Node *node, uint64_t offset, uint64_t bytes, ReqFlags flags)
 {
     NbdRequest r = {.s = node->state, .command = NBDC_ZERO, .offset = offset, .bytes = bytes};
+    int ret;
 
     if (!r.s->facts.can_zero || ((flags & REQ_NO_FALLBACK) && !r.s->facts.can_fast_zero))
         return -ENOTSUP;
     r.flags = (flags & REQ_FUA ? LIBNBD_CMD_FLAG_FUA : 0) | (flags & REQ_MAY_UNMAP ? 0 : LIBNBD_CMD_FLAG_NO_HOLE) |
               (flags & REQ_NO_FALLBACK ? LIBNBD_CMD_FLAG_FAST_ZERO : 0);
-    return request_co_run(&r);
+    ret = request_co_run(&r);
+    if (ret == 0 && !(flags & REQ_FUA))
+        r.s->writes++;
+    return ret;
 }
 
 int nbdc_co_pdiscard(Node *node, uint64_t offset, uint64_t bytes)
@@ -190,15 +196,19 @@ int nbdc_co_pdiscard(Node *node, uint64_t offset, uint64_t bytes)
 
 int nbdc_co_flush_to_disk(Node *node)
 {
-    NbdRequest r = {.s = node->state, .command = NBDC_FLUSH};
+    NbdState *s = node->state;
+    NbdRequest r = {.s = s, .command = NBDC_FLUSH};
+    uint64_t covers = s->writes;
     int ret;
 
-    if (!r.s->facts.can_flush)
+    if (!s->facts.can_flush)
         return 0; /* the server says that it has nothing to flush */
     ret = request_co_run(&r);
     /* What the server could not save it may have dropped: asking again proves nothing. */
     if (ret < 0)
         node->failed = true;
+    else
+        s->flushed = covers;
     return ret;
 }
 
