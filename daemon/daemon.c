@@ -10,7 +10,8 @@
 #include "block/jobs/job.h"
 
 enum {
-    COMMANDS_PATIENCE_MS = 5000, /* for commands that are being carried out */
+    COMMANDS_PATIENCE_MS = 1000, /* for commands that are being carried out, before they are cancelled */
+    CANCEL_ROUNDS = 40,          /* how often, CANCEL_AGAIN_MS apart, before we leave without them */
     CANCEL_AGAIN_MS = 100,
     SESSIONS_PATIENCE_MS = 3000, /* for sessions to send what they have */
 };
@@ -73,6 +74,20 @@ static void daemon_co_cancel(Daemon *d, Coroutine *const *co)
     timer_cancel(&timer);
 }
 
+/* Waits until no command is being carried out; one that hangs, on a silent server perhaps, is cancelled. */
+static void daemon_co_end_commands(Daemon *d)
+{
+    bool done = daemon_co_wait_for(d, &d->commands, COMMANDS_PATIENCE_MS);
+    for (int i = 0; !done && i < CANCEL_ROUNDS; i++) {
+        sessions_cancel_commands(d);
+        done = daemon_co_wait_for(d, &d->commands, CANCEL_AGAIN_MS);
+    }
+    if (!done) {
+        g_printerr("storage-daemon: warning: %u QMP command(s) do not end: leaving without them\n", d->commands);
+        d->stuck = true;
+    }
+}
+
 static void end_co_entry(void *opaque)
 {
     Daemon *d = opaque;
@@ -83,10 +98,7 @@ static void end_co_entry(void *opaque)
     /* Jobs and exports first: commands may be waiting for theirs. */
     export_list_co_close_all(d->exports);
     job_list_co_cancel_all(d->jobs);
-    if (!daemon_co_wait_for(d, &d->commands, COMMANDS_PATIENCE_MS)) {
-        g_printerr("storage-daemon: warning: %u QMP command(s) do not end: leaving without them\n", d->commands);
-        d->stuck = true;
-    }
+    daemon_co_end_commands(d);
     /* What those commands made meanwhile. */
     export_list_co_close_all(d->exports);
     job_list_co_cancel_all(d->jobs);

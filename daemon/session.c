@@ -35,6 +35,7 @@ struct Session {
 
     Coroutine *reader; /* owns the session */
     bool reading;      /* the reader waits for input: may be cancelled */
+    bool busy;         /* it carries out a command */
     JsonStream *stream;
     char buffer[READ_SIZE];
 
@@ -257,9 +258,11 @@ static void session_co_carry_out(Session *s, JsonNode *request)
         if (command) {
             Daemon *d = s->ctx.daemon;
             d->commands++;
+            s->busy = true;
             if (!qapi_co_dispatch(command, &s->ctx, arguments, &result, &error)) {
                 result = NULL;
             }
+            s->busy = false;
             d->commands--;
             coqueue_wake_all(&d->idle);
         }
@@ -401,6 +404,16 @@ bool session_negotiate(Session *s)
     bool first = !s->negotiated;
     s->negotiated = true;
     return first;
+}
+
+void sessions_cancel_commands(Daemon *daemon)
+{
+    for (GList *l = daemon->sessions.head; l; l = l->next) {
+        Session *s = l->data;
+        if (s->busy) {
+            aio_cancel(s->reader);
+        }
+    }
 }
 
 void sessions_end(Daemon *daemon)

@@ -31,5 +31,8 @@ void session_event(const char *name, JsonNode *data, void *opaque);
 /* The client has negotiated: from now on it may give any command and gets events. False when it had before. */
 bool session_negotiate(Session *session);
 
+/* Interrupts what commands in progress wait for, where it can be; they then fail or go on. */
+void sessions_cancel_commands(Daemon *daemon);
+
 /* Ends all sessions: what is in their output still leaves, as far as the clients take it soon. */
 void sessions_end(Daemon *daemon);

@@ -367,18 +367,18 @@ class Sessions(QmpCase):
 
     def test_does_not_read_events(self):
         """Events that pile up for a client that does not read cost it the connection, not us the memory."""
-        deaf = self.session()
+        deaf = self.raw
         self.d.cmd('nbd-server-start', addr={'type': 'unix', 'data': {'path': self.path('nbd')}})
         self.d.cmd('blockdev-add', driver='null-co', node_name='n')
         for i in range(2000):
-            id = f'{i:04}' + 'e' * 4000
+            id = f'e{i:04}' + 'x' * 4000
             self.d.cmd('block-export-add', type='nbd', id=id, node_name='n', name=f'x{i}')
             self.d.cmd('block-export-del', id=id)
         with self.assertRaises((sd.Disconnected, ConnectionResetError)):
             while True:
                 deaf.receive()
         self.assertIn('does not read its events', self.d.stderr())
-        self.assertAlive()
+        self.assertAlive(self.session())
 
 
 class Quit(QmpCase):
@@ -391,13 +391,6 @@ class Quit(QmpCase):
                 s.receive()
         self.d.check_exit()
         self.assertFalse(os.path.exists(self.d.socket))
-
-    def test_two_at_once(self):
-        other = self.session()
-        self.raw.send({'execute': 'quit', 'id': 1})
-        other.send({'execute': 'quit', 'id': 2})
-        self.assertEqual(self.raw.receive(), {'return': {}, 'id': 1})
-        self.d.check_exit()
 
     def test_job_ends_first(self):
         """The reply comes after the last events of jobs and exports."""
@@ -418,20 +411,37 @@ class Quit(QmpCase):
         self.d.check_exit()
         self.assertFalse(os.path.exists(self.path('nbd')))
 
-    def test_while_a_command_is_stuck(self):
-        """A command that waits for a silent server cannot keep the process alive."""
+    def stuck_command(self):
+        """Begins an open that waits for a silent server; its session."""
         server = socket.socket(socket.AF_UNIX)
         self.addCleanup(server.close)
-        server.bind(self.path('silent'))
         server.settimeout(sd.TIMEOUT)
+        server.bind(self.path('silent'))
         server.listen()
         stuck = self.session()
         stuck.send({'execute': 'blockdev-add', 'arguments': {
             'driver': 'nbd', 'node-name': 'silent', 'server': {'type': 'unix', 'path': self.path('silent')}}})
         connection = server.accept()[0]
         self.addCleanup(connection.close)
+        return stuck
+
+    def test_while_a_command_is_stuck(self):
+        """A command that waits for a silent server cannot keep the process alive."""
+        self.stuck_command()
         self.raw.send({'execute': 'quit'})
         self.assertEqual(self.raw.receive(), {'return': {}})
+        self.d.check_exit()
+
+    def test_nothing_after_it(self):
+        """While the process ends, commands of other sessions are not carried out any more."""
+        stuck = self.stuck_command()
+        other = self.session()
+        self.raw.send({'execute': 'quit', 'id': 1})
+        other.send({'execute': 'quit', 'id': 2})
+        self.assertEqual(self.raw.receive(), {'return': {}, 'id': 1})
+        with self.assertRaises((sd.Disconnected, ConnectionResetError)):
+            other.receive()
+        self.assertIn('error', stuck.receive())
         self.d.check_exit()
 
 
