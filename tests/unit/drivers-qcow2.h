@@ -7,6 +7,7 @@
 #include "block/graph/port.h"
 #include "block/graph/status.h"
 #include "block/util/bytes.h"
+#include "block/util/iovec.h"
 #include "qapi/events.h"
 #include "qapi/rt/json.h"
 #include <json-glib/json-glib.h>

@@ -1,0 +1,478 @@
+/*
+ * What a power cut leaves of a qcow2 image: LAW 9.
+ *
+ * The image lies in memory, in a driver that records each write and each flush, when they are asked for and when they
+ * complete. From the record, states of the disk are built: everything that a completed flush covers, and any part of
+ * the rest, torn at sectors. Each state has to open; qemu-img check may find leaks but no corruption; each sector of
+ * the guest holds what was there at the last completed guest flush, or something that was written later. SD_SEED and
+ * SD_STATES make other and longer runs.
+ */
+#include "drivers-qcow2.h"
+
+enum { WORKERS = 6, SECTOR = 512, DISK_MAX = 64 * MIB };
+
+/* ---- the recording driver ---------------------------------------------------------------------------------------- */
+
+typedef struct Record {
+    bool flush;
+    uint64_t offset, bytes;
+    uint8_t *data;
+    uint64_t submitted, completed; /* moments; completed 0: never */
+} Record;
+
+static GArray *records; /* of Record, in order of submission */
+static uint8_t *disk;
+static uint64_t disk_size;
+static uint64_t moment; /* counts events of both sides */
+static uint64_t rng;
+
+static uint64_t rnd(uint64_t below)
+{
+    rng ^= rng << 13;
+    rng ^= rng >> 7;
+    rng ^= rng << 17;
+    return below ? (rng * UINT64_C(0x2545f4914f6cdd1d) >> 11) % below : 0;
+}
+
+static void delay_co_some(void)
+{
+    for (uint64_t n = rnd(40) ? rnd(6) : rnd(400); n; n--)
+        aio_co_reschedule();
+}
+
+static bool mem_co_open(Node *node, const BlockdevOptions *options, GError **error)
+{
+    return true;
+}
+
+static void mem_co_close(Node *node)
+{
+}
+
+static int64_t mem_co_getlength(Node *node)
+{
+    return (int64_t)disk_size;
+}
+
+static int mem_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset,
+                         ReqFlags flags)
+{
+    delay_co_some();
+    assert_true(offset + bytes <= DISK_MAX);
+    iov_from_buf(vec->iov, vec->n, vec_offset, disk + offset, bytes);
+    return 0;
+}
+
+static int mem_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset,
+                          ReqFlags flags)
+{
+    Record r = {.offset = offset, .bytes = bytes, .data = g_malloc(bytes), .submitted = ++moment};
+    guint i = records->len;
+
+    assert_true(offset + bytes <= DISK_MAX);
+    iov_to_buf(vec->iov, vec->n, vec_offset, r.data, bytes);
+    g_array_append_val(records, r);
+    delay_co_some();
+    memcpy(disk + offset, r.data, bytes);
+    disk_size = u64_max(disk_size, offset + bytes);
+    g_array_index(records, Record, i).completed = ++moment;
+    return 0;
+}
+
+static int mem_co_flush_to_disk(Node *node)
+{
+    Record r = {.flush = true, .submitted = ++moment};
+    guint i = records->len;
+
+    g_array_append_val(records, r);
+    delay_co_some();
+    g_array_index(records, Record, i).completed = ++moment;
+    return 0;
+}
+
+/* Takes the name of a driver that the schema knows. */
+static const Driver mem_driver = {
+    .name = "null-co",
+    .is_protocol = true,
+    .may_grow = true,
+    .co_open = mem_co_open,
+    .co_close = mem_co_close,
+    .co_getlength = mem_co_getlength,
+    .co_preadv = mem_co_preadv,
+    .co_pwritev = mem_co_pwritev,
+    .co_flush_to_disk = mem_co_flush_to_disk,
+};
+
+extern const Driver driver_file, driver_qcow2, driver_raw;
+static const Driver *const list[] = {&mem_driver, &driver_file, &driver_qcow2, &driver_raw, NULL};
+
+/* ---- the guest -----------------------------------------------------------------------------------------------------
+ */
+
+/* A write of the guest, as one sector saw it. */
+typedef struct Seen {
+    uint64_t value; /* first eight bytes of the sector; the others repeat them */
+    bool optional;  /* a discard: may or may not have an effect */
+    uint64_t submitted, completed;
+} Seen;
+
+typedef struct Case {
+    const char *name;
+    const char *create;
+    const char *options;
+    uint64_t size;
+    uint64_t cluster;
+    bool backing;
+    int ops;
+} Case;
+
+static const Case *cfg;
+static GArray **seen;   /* of Seen, for each sector */
+static GArray *flushes; /* of Record: those that completed */
+static uint64_t next_value;
+static Node *node;
+static Port *port;
+static int ops_left;
+static unsigned running;
+static CoQueue workers_done;
+static struct {
+    uint64_t first, n;
+} busy[WORKERS];
+
+static bool is_busy(unsigned self, uint64_t first, uint64_t n)
+{
+    for (unsigned i = 0; i < WORKERS; i++) {
+        if (i != self && first < busy[i].first + busy[i].n && busy[i].first < first + n)
+            return true;
+    }
+    return false;
+}
+
+static void fill(uint8_t *buf, uint64_t bytes, uint64_t value)
+{
+    for (uint64_t i = 0; i < bytes; i += 8)
+        memcpy(buf + i, &value, 8);
+}
+
+static void saw(uint64_t first, uint64_t n, Seen what)
+{
+    for (uint64_t s = first; s < first + n; s++)
+        g_array_append_val(seen[s], what);
+}
+
+static void saw_completed(uint64_t first, uint64_t n)
+{
+    uint64_t now = ++moment;
+
+    for (uint64_t s = first; s < first + n; s++)
+        g_array_index(seen[s], Seen, seen[s]->len - 1).completed = now;
+}
+
+static void guest_co_flush(void)
+{
+    Record r = {.flush = true, .submitted = ++moment};
+
+    assert_int_equal(port_co_flush(port), 0);
+    r.completed = ++moment;
+    g_array_append_val(flushes, r);
+}
+
+static uint64_t base_value(uint64_t sector)
+{
+    return cfg->backing ? UINT64_C(0xbac) << 48 | sector : 0;
+}
+
+/* No crash, nothing in flight: what was written last, but for discards behind it. */
+static void check_read(const uint8_t *buf, uint64_t first, uint64_t n)
+{
+    for (uint64_t s = first; s < first + n; s++) {
+        guint i = seen[s]->len;
+        uint64_t value, want = base_value(s);
+        bool discarded = false;
+        memcpy(&value, buf + (s - first) * SECTOR, 8);
+        for (; i > 0 && g_array_index(seen[s], Seen, i - 1).optional; i--)
+            discarded = true;
+        if (i > 0)
+            want = g_array_index(seen[s], Seen, i - 1).value;
+        if (value != want && !(discarded && value == 0))
+            fail_msg("%s: sector %" G_GUINT64_FORMAT " reads 0x%" G_GINT64_MODIFIER "x, not 0x%" G_GINT64_MODIFIER "x",
+                     cfg->name, s, value, want);
+    }
+}
+
+static void guest_co_op(unsigned self, uint8_t *buf)
+{
+    uint64_t sectors = cfg->size / SECTOR, per_cluster = cfg->cluster / SECTOR, first, n, what = rnd(100);
+    struct iovec iov;
+    IoVec vec;
+    int ret = 0;
+
+    if (what >= 92) {
+        guest_co_flush();
+        return;
+    }
+    do {
+        n = 1 + rnd(u64_min(sectors, rnd(4) ? per_cluster + 2 : rnd(8) ? per_cluster * 5 : sectors / 20));
+        first = rnd(sectors - n + 1);
+        if (what >= 60) {
+            first -= first % per_cluster;
+            n = what >= 85 ? u64_min(per_cluster, sectors - first) : u64_min(align_up(n, per_cluster), sectors - first);
+        }
+        if (is_busy(self, first, n))
+            aio_co_reschedule();
+    } while (is_busy(self, first, n));
+    busy[self].first = first;
+    busy[self].n = n;
+    if (what < 20) {
+        ret = port_co_pread(port, first * SECTOR, n * SECTOR, buf, 0);
+        check_read(buf, first, n);
+    } else if (what < 60 || what >= 85) {
+        fill(buf, n * SECTOR, ++next_value);
+        iovec_one(&vec, &iov, buf, n * SECTOR);
+        saw(first, n, (Seen){.value = next_value, .submitted = ++moment});
+        ret = port_co_pwritev(port, first * SECTOR, n * SECTOR, &vec, what >= 85 ? REQ_WRITE_COMPRESSED : 0);
+    } else if (what < 75) {
+        saw(first, n, (Seen){.submitted = ++moment});
+        ret = port_co_pwrite_zeroes(port, first * SECTOR, n * SECTOR, what & 1 ? REQ_MAY_UNMAP : 0);
+    } else {
+        saw(first, n, (Seen){.optional = true, .submitted = ++moment});
+        ret = port_co_pdiscard(port, first * SECTOR, n * SECTOR);
+    }
+    if (ret < 0)
+        fail_msg("%s: %s", cfg->name, g_strerror(-ret));
+    if (what >= 20)
+        saw_completed(first, n);
+    busy[self].n = 0;
+}
+
+static void worker_co_entry(void *opaque)
+{
+    unsigned self = GPOINTER_TO_UINT(opaque);
+    g_autofree uint8_t *buf = g_malloc(cfg->size);
+
+    while (ops_left-- > 0)
+        guest_co_op(self, buf);
+    if (--running == 0)
+        coqueue_wake_all(&workers_done);
+}
+
+static void guest_co_run(int ops)
+{
+    ops_left = ops;
+    running = WORKERS;
+    for (unsigned i = 0; i < WORKERS; i++)
+        coroutine_start(loop, worker_co_entry, GUINT_TO_POINTER(i));
+    if (running)
+        coqueue_co_wait(&workers_done, NULL);
+}
+
+/* ---- crash states
+ * ---------------------------------------------------------------------------------------------------- */
+
+/* The latest flush that had completed at @when: everything that completed before it was asked for is durable. */
+static uint64_t covered_until(const GArray *list, uint64_t when)
+{
+    uint64_t until = 0;
+
+    for (guint i = 0; i < list->len; i++) {
+        const Record *r = &g_array_index(list, Record, i);
+        if (r->flush && r->completed && r->completed <= when)
+            until = u64_max(until, r->submitted);
+    }
+    return until;
+}
+
+/* Builds a state of the disk at moment @when in @state and returns its size. */
+static uint64_t build_state(const uint8_t *start, uint64_t start_size, uint64_t when, uint8_t *state)
+{
+    uint64_t until = covered_until(records, when), size = start_size, mode = rnd(5);
+
+    memset(state, 0, disk_size);
+    memcpy(state, start, start_size);
+    for (guint i = 0; i < records->len; i++) {
+        const Record *r = &g_array_index(records, Record, i);
+        bool must = r->completed && r->completed < until;
+        if (r->flush || r->submitted > when)
+            continue;
+        if (!must && (mode == 0 || (mode == 1 && rnd(2)) || (mode == 2 && rnd(8) == 0) || (mode == 3 && rnd(8))))
+            continue;
+        for (uint64_t at = 0; at < r->bytes;) {
+            uint64_t n = u64_min(SECTOR - (r->offset + at) % SECTOR, r->bytes - at);
+            if (must || mode < 4 || rnd(2)) {
+                memcpy(state + r->offset + at, r->data + at, n);
+                size = u64_max(size, r->offset + at + n);
+            }
+            at += n;
+        }
+    }
+    return size;
+}
+
+static bool is_allowed(uint64_t sector, uint64_t value, uint64_t base, uint64_t until, uint64_t when)
+{
+    const GArray *list = seen[sector];
+    guint from = 0;
+    bool ok = false, floor = true;
+
+    /* The last write that the flush covers decides, and what came after it may show. */
+    for (guint i = 0; i < list->len; i++) {
+        const Seen *s = &g_array_index(list, Seen, i);
+        if (!s->optional && s->completed && s->completed < until) {
+            from = i;
+            floor = false;
+        }
+    }
+    if (floor && value == base)
+        return true;
+    for (guint i = from; i < list->len && !ok; i++) {
+        const Seen *s = &g_array_index(list, Seen, i);
+        ok = s->submitted <= when && s->value == value;
+    }
+    return ok;
+}
+
+static void check_guest(const uint8_t *got, uint64_t when)
+{
+    uint64_t until = covered_until(flushes, when);
+
+    for (uint64_t s = 0; s < cfg->size / SECTOR; s++) {
+        uint64_t value, base = base_value(s);
+        memcpy(&value, got + s * SECTOR, 8);
+        for (unsigned i = 8; i < SECTOR; i += 8) {
+            if (memcmp(got + s * SECTOR + i, &value, 8) != 0)
+                fail_msg("%s: sector %" G_GUINT64_FORMAT " is a mixture", cfg->name, s);
+        }
+        if (!is_allowed(s, value, base, until, when))
+            fail_msg("%s: sector %" G_GUINT64_FORMAT " has 0x%" G_GINT64_MODIFIER
+                     "x, which is neither flushed nor newer "
+                     "(crash at %" G_GUINT64_FORMAT ", flushed until %" G_GUINT64_FORMAT ")",
+                     cfg->name, s, value, when, until);
+    }
+}
+
+static void check_co_state(const uint8_t *state, uint64_t state_size, uint64_t when, bool judge)
+{
+    g_autofree char *path = in_folder("state");
+    g_autofree uint8_t *got = g_malloc(cfg->size);
+    Node *after;
+    Port *reader;
+
+    assert_true(g_file_set_contents(path, (const char *)state, (gssize)state_size, NULL));
+    if (judge)
+        shell_must(1 << 0 | 1 << 3, "qemu-img check -f qcow2 state");
+    after = must_co_open("{'driver':'qcow2','node-name':'after','read-only':true,"
+                         "'file':{'driver':'file','filename':'%s'}}",
+                         path);
+    reader = must_co_port(after, false);
+    assert_int_equal(port_size(reader), cfg->size);
+    assert_int_equal(port_co_pread(reader, 0, cfg->size, got, 0), 0);
+    port_co_free(reader);
+    node_co_unref(after);
+    check_guest(got, when);
+}
+
+/* ---- a run
+ * ----------------------------------------------------------------------------------------------------------- */
+
+static void load_image(void)
+{
+    g_autofree char *path = in_folder("image"), *content = NULL;
+    gsize len;
+
+    assert_true(g_file_get_contents(path, &content, &len, NULL));
+    disk = g_malloc0(DISK_MAX);
+    memcpy(disk, content, len);
+    disk_size = len;
+}
+
+static void make_files(void)
+{
+    if (cfg->backing) {
+        g_autofree char *path = in_folder("base");
+        g_autofree uint8_t *data = g_malloc(cfg->size);
+        for (uint64_t s = 0; s < cfg->size / SECTOR; s++)
+            fill(data + s * SECTOR, SECTOR, base_value(s));
+        assert_true(g_file_set_contents(path, (char *)data, (gssize)cfg->size, NULL));
+    }
+    shell_must(1, "qemu-img create -f qcow2 %s image %" G_GUINT64_FORMAT, cfg->create, cfg->size);
+}
+
+static void crash_co_body(void)
+{
+    int states = g_getenv("SD_STATES") ? atoi(g_getenv("SD_STATES")) : 60;
+    g_autofree uint8_t *start = NULL, *state = NULL;
+    g_autofree char *base = in_folder("base");
+    uint64_t start_size;
+
+    driver_set_list(list);
+    moment = next_value = 0;
+    records = g_array_new(FALSE, TRUE, sizeof(Record));
+    flushes = g_array_new(FALSE, TRUE, sizeof(Record));
+    seen = g_new(GArray *, cfg->size / SECTOR);
+    for (uint64_t s = 0; s < cfg->size / SECTOR; s++)
+        seen[s] = g_array_new(FALSE, FALSE, sizeof(Seen));
+    make_files();
+    load_image();
+    start_size = disk_size;
+    start = g_memdup2(disk, disk_size);
+    for (int round = 0; round < 2; round++) { /* the second on an image that is in use already */
+        g_autofree char *backing =
+            cfg->backing ? g_strdup_printf(",'backing':{'driver':'raw','file':{'driver':'file','filename':'%s'}}", base)
+                         : g_strdup("");
+        node = must_co_open("{'driver':'qcow2','node-name':'q','discard':'unmap','file':{'driver':'null-co'}%s%s}",
+                            cfg->options, backing);
+        port = must_co_port(node, true);
+        guest_co_run(cfg->ops);
+        port_co_free(port);
+        node_co_unref(node);
+    }
+    state = g_malloc(DISK_MAX);
+    for (int i = 0; i < states; i++) {
+        uint64_t when = 1 + rnd(moment);
+        uint64_t n = build_state(start, start_size, when, state);
+        check_co_state(state, n, when, i % 3 == 0);
+    }
+    for (guint i = 0; i < records->len; i++)
+        g_free(g_array_index(records, Record, i).data);
+    for (uint64_t s = 0; s < cfg->size / SECTOR; s++)
+        g_array_free(seen[s], TRUE);
+    g_free(seen);
+    g_array_free(records, TRUE);
+    g_array_free(flushes, TRUE);
+    g_clear_pointer(&disk, g_free);
+}
+
+#define SMALL ",'l2-cache-entry-size':512,'l2-cache-size':1024"
+
+static const Case cases[] = {
+    {"64k", "", "", 4 * MIB, 65536, false, 150},
+    {"64k, backing", "-b base -F raw", "", 4 * MIB, 65536, true, 150},
+    {"4k, small caches", "-o cluster_size=4k", SMALL, 2 * MIB, 4096, false, 250},
+    {"4k, small caches, backing", "-b base -F raw -o cluster_size=4k", SMALL, 2 * MIB, 4096, true, 250},
+    {"512, 64 bits", "-o cluster_size=512,refcount_bits=64", SMALL, 256 * KIB, 512, false, 250},
+    {"512, 64 bits, refcount table grows", "-o cluster_size=512,refcount_bits=64", "", 3 * MIB, 512, false, 250},
+    {"512, compat 0.10", "-o cluster_size=512,compat=0.10", SMALL, 256 * KIB, 512, false, 250},
+    {"2k, zstd, backing", "-b base -F raw -o cluster_size=2k,compression_type=zstd,refcount_bits=8", SMALL, MIB, 2048,
+     true, 300},
+};
+
+static void crash_test(void **unused)
+{
+    cfg = *unused;
+    rng = (g_getenv("SD_SEED") ? strtoull(g_getenv("SD_SEED"), NULL, 0) : 1) * 0x9e3779b97f4a7c15 +
+          (uint64_t)(cfg - cases);
+    run_in_coroutine(crash_co_body);
+}
+
+int main(void)
+{
+    struct CMUnitTest tests[G_N_ELEMENTS(cases)];
+    const char *only = g_getenv("SD_ONLY");
+
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++)
+        tests[i] =
+            (struct CMUnitTest){.name = cases[i].name, .test_func = crash_test, .initial_state = (void *)&cases[i]};
+    if (only)
+        cmocka_set_test_filter(only);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
