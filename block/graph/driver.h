@@ -40,6 +40,7 @@ typedef struct CreateOptions {
 } CreateOptions;
 
 typedef struct NodeInfo NodeInfo;
+typedef struct DriverDebug DriverDebug; /* debug.h */
 
 struct Driver {
     const char *name;      /* as in BlockdevDriver; a second name can have its own Driver with the same callbacks */
@@ -107,6 +108,9 @@ struct Driver {
     void (*get_info)(Node *node, NodeInfo *info);
     /* Format specific part of ImageInfo, or NULL. Caller frees. */
     ImageInfoSpecific *(*get_specific_info)(Node *node);
+
+    /* ---- for tests of what lies above: events and breakpoints (debug.h). NULL: does not listen. ---- */
+    const DriverDebug *debug;
 };
 
 struct NodeInfo {
