@@ -26,7 +26,7 @@ typedef struct SocketAddr {
     bool numeric;          /* refuse names */
     bool keep_alive;       /* connecting: TCP keep-alive probes */
     /* fd */
-    int fd; /* an open stream socket; becomes the connection's or listener's */
+    int fd; /* an open stream socket; becomes the connection's or listener's, unless that fails */
 } SocketAddr;
 
 /* "unix:/run/x.sock", "127.0.0.1:10809", "[::1]:10809", "fd:3": for messages. Caller frees. */
@@ -77,4 +77,4 @@ struct addrinfo *socket_co_resolve(const SocketAddr *addr, bool passive, GError 
 bool socket_unix_name(const SocketAddr *addr, struct sockaddr_un *ret, unsigned *ret_len, GError **error);
 
 /* A listening unix socket; stale files are taken over. -1 with @error. */
-int socket_unix_listen(const SocketAddr *addr, GError **error);
+int socket_unix_co_listen(const SocketAddr *addr, GError **error);

@@ -342,7 +342,7 @@ void nbd_handshake_client_flags(NbdHandshake *hs, uint32_t flags)
 
 void nbd_handshake_option(NbdHandshake *hs, uint32_t option, const uint8_t *data, size_t len)
 {
-    Cursor c = {.p = data, .left = len};
+    Cursor c = {.p = len ? data : (const uint8_t *)"", .left = len};
 
     if (!hs->fixed && option != NBD_OPT_EXPORT_NAME) {
         hs->state = NBD_HS_CLOSE; /* such a client understands no answers */

@@ -50,7 +50,7 @@ void nbd_handshake_clear(NbdHandshake *hs);
 /* The client's 4 bytes of flags. */
 void nbd_handshake_client_flags(NbdHandshake *hs, uint32_t flags);
 
-/* One option with its payload of @len bytes, at most NBD_OPTION_MAX. */
+/* One option with its payload of @len bytes, at most NBD_OPTION_MAX; @data may be NULL for none. */
 void nbd_handshake_option(NbdHandshake *hs, uint32_t option, const uint8_t *data, size_t len);
 
 /* One option whose payload, longer than NBD_OPTION_MAX, was skipped. */
