@@ -92,7 +92,7 @@ static void add_fd(SocketListener *l, int fd)
 
 static bool listen_unix(SocketListener *l, const SocketAddr *addr, GError **error)
 {
-    int fd = socket_unix_listen(addr, error);
+    int fd = socket_unix_co_listen(addr, error);
     struct stat st;
 
     if (fd < 0) {

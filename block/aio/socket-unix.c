@@ -7,6 +7,7 @@
  */
 #include "block/aio/socket.h"
 #include <errno.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
@@ -17,6 +18,11 @@
 
 /* Connections that wait to be accepted. */
 #define BACKLOG 256
+
+enum {
+    HOLDER_PATIENCE_MS = 2000, /* for the sockets of a process that has ended to do so, too */
+    ASK_AGAIN_MS = 10,
+};
 
 bool socket_unix_name(const SocketAddr *addr, struct sockaddr_un *ret, unsigned *ret_len, GError **error)
 {
@@ -56,12 +62,51 @@ char *socket_peer_str(int fd)
     return g_strdup_printf("PID %d (%s)", (int)cred.pid, g_strchomp(comm));
 }
 
+/* Did the process that listens at the other end of @fd end without leaving its socket to anybody that we can see? */
+static bool holder_is_gone(int fd)
+{
+    struct ucred cred;
+    socklen_t len = sizeof(cred);
+
+    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) == 0 && cred.pid > 0 && kill(cred.pid, 0) < 0 &&
+           errno == ESRCH;
+}
+
+/*
+ * Asks whether somebody listens at @name: 0 or an errno of connect(2). *@ret_holder says who; the caller's.
+ *
+ * The sockets of a killed process that used an io_uring answer for some moments longer, until the kernel has taken its
+ * ring down. So a listener whose process is gone is asked again for a while, before it counts as inherited by a child.
+ */
+static int unix_co_ask(const struct sockaddr_un *name, unsigned len, char **ret_holder)
+{
+    Loop *loop = coroutine_loop(coroutine_self());
+    int64_t patience = loop_now(loop, LOOP_CLOCK_REAL) + HOLDER_PATIENCE_MS * INT64_C(1000000);
+
+    for (;;) {
+        int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        int errnum = fd < 0 || connect(fd, (const struct sockaddr *)name, len) < 0 ? errno : 0;
+        int64_t now = loop_now(loop, LOOP_CLOCK_REAL);
+        bool again = !errnum && now < patience && holder_is_gone(fd);
+
+        if (!errnum && !again) {
+            *ret_holder = socket_peer_str(fd);
+        }
+        if (fd >= 0) {
+            close(fd);
+        }
+        if (!again || aio_co_sleep_until(LOOP_CLOCK_REAL, now + ASK_AGAIN_MS * INT64_C(1000000)) < 0) {
+            return errnum;
+        }
+    }
+}
+
 /* Something stands at the path. True when it was a left-over and is gone now. */
-static bool take_over(const SocketAddr *addr, const struct sockaddr_un *name, unsigned len, GError **error)
+static bool unix_co_take_over(const SocketAddr *addr, const struct sockaddr_un *name, unsigned len, GError **error)
 {
     g_autofree char *holder = NULL;
     struct stat st;
-    int fd, ret, errnum;
+    int errnum;
 
     if (addr->abstract) {
         return error_set(error, "Failed to bind abstract UNIX socket '%s': it is in use", addr->path);
@@ -69,17 +114,8 @@ static bool take_over(const SocketAddr *addr, const struct sockaddr_un *name, un
     if (lstat(addr->path, &st) == 0 && !S_ISSOCK(st.st_mode)) {
         return error_set(error, "Failed to bind UNIX socket '%s': a file that is no socket is there", addr->path);
     }
-    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0) {
-        return error_set_errno(error, errno, "Failed to create a UNIX socket");
-    }
-    ret = connect(fd, (const struct sockaddr *)name, len);
-    errnum = ret < 0 ? errno : 0;
-    if (!ret) {
-        holder = socket_peer_str(fd);
-    }
-    close(fd);
-    if (!ret || errnum == EAGAIN) {
+    errnum = unix_co_ask(name, len, &holder);
+    if (!errnum || errnum == EAGAIN) {
         return error_set(error, "Failed to bind UNIX socket '%s': it is in use by %s", addr->path,
                          holder ? holder : "another process, which is busy");
     }
@@ -93,7 +129,7 @@ static bool take_over(const SocketAddr *addr, const struct sockaddr_un *name, un
     return true;
 }
 
-int socket_unix_listen(const SocketAddr *addr, GError **error)
+int socket_unix_co_listen(const SocketAddr *addr, GError **error)
 {
     struct sockaddr_un name;
     unsigned len;
@@ -112,7 +148,7 @@ int socket_unix_listen(const SocketAddr *addr, GError **error)
             error_set_errno(error, errno, "Failed to bind UNIX socket '%s'", addr->path);
             goto fail;
         }
-        if (!take_over(addr, &name, len, error)) {
+        if (!unix_co_take_over(addr, &name, len, error)) {
             goto fail;
         }
         if (bind(fd, (struct sockaddr *)&name, len) < 0) {
