@@ -97,7 +97,7 @@ $(BUILD)/obj/%.o: %.c | $(GEN)/qapi/stamp
 define archive
 OBJ_$(1) := $$(call obj,$$(SRC_$(1)))
 $(BUILD)/lib$(1).a: $$(OBJ_$(1))
-	$(call say,AR $$@)
+	$$(call say,AR $$@)
 	@rm -f $$@
 	$(Q)ar rcs $$@ $$^
 endef
@@ -128,7 +128,7 @@ GRAPH_TESTS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/graph/test-*.c))
 define unit_rule
 $(BUILD)/tests/unit/$(1)-%: $(BUILD)/obj/tests/unit/$(1)-%.o $(call libs,$(1))
 	@mkdir -p $$(@D)
-	$(call say,LINK $$@)
+	$$(call say,LINK $$@)
 	$(Q)$$(CC) $$(LDFLAGS) -o $$@ $$^ $$(LDLIBS) -lcmocka
 endef
 $(foreach s,$(STOREYS),$(eval $(call unit_rule,$(s))))

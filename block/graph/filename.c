@@ -146,7 +146,7 @@ static bool backing_overridden(Node *node)
     NodeInfo info = {0};
     g_autofree char *actual = NULL, *named = NULL;
 
-    if (!node->drv->supports_backing)
+    if (!node->drv->supports_backing || (node->backing && node->backing->by_header))
         return false;
     if (node->drv->get_info)
         node->drv->get_info(node, &info);

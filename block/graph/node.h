@@ -78,7 +78,8 @@ struct Child {
     bool frozen;                     /* a job relies on it: transactions refuse to move it */
     GList link;                      /* in node->parents */
     unsigned want_perm, want_shared; /* asked for by an outside parent: commit() grants or refuses */
-    bool listed;                     /* in node->parents at the moment */
+    bool by_header; /* a backing file that was opened because the image names it, and nothing moved the edge since */
+    bool listed;    /* in node->parents at the moment */
 };
 
 /* ---- nodes ------------------------------------------------------------------------------------------------------ */

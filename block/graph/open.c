@@ -260,20 +260,28 @@ Node *node_co_open_protocol(Graph *graph, const char *filename, const NodeFlags 
     return options ? node_co_open(graph, options, defaults, error) : NULL;
 }
 
+#define BACKING_ERROR "Could not open backing file: "
+
 Child *node_co_open_backing(Node *parent, const char *filename, const char *format, GError **error)
 {
     NodeFlags defaults = node_child_defaults(parent, ROLE_COW);
     g_autofree char *full = filename_resolve(parent, filename, error);
+    Child *child;
     Node *node;
 
     if (!full)
         return NULL;
     node = node_co_open_filename_extra(parent->graph, full, format, parent->backing_extra, &defaults, error);
     if (!node) {
-        g_prefix_error(error, "Could not open backing file: ");
+        /* Once, however deep in the chain it happened. */
+        if (error && !g_str_has_prefix((*error)->message, BACKING_ERROR))
+            g_prefix_error(error, BACKING_ERROR);
         return NULL;
     }
-    return child_co_attach(parent, "backing", node, ROLE_COW, error);
+    child = child_co_attach(parent, "backing", node, ROLE_COW, error);
+    if (child)
+        child->by_header = !parent->backing_extra;
+    return child;
 }
 
 void graph_co_close_all(Graph *graph)

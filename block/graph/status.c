@@ -6,8 +6,8 @@
 #include "block/util/bytes.h"
 
 /*
- * Asks the node that a driver pointed at. Where the driver knows that data is there, the answer only refines it: a hole in
- * the file is a zero. Where it leaves the question open (raw), the answer is the file's.
+ * Asks the node that a driver pointed at. Where the driver knows that data is there, the answer only refines it: a hole
+ * in the file is a zero. Where it leaves the question open (raw), the answer is the file's.
  */
 static int block_status_co_recurse(bool want_zero, BlockStatus *ret)
 {

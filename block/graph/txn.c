@@ -124,6 +124,7 @@ void graph_txn_replace(GraphTxn *txn, Child *child, Node *node)
     g_assert(node || !child->parent);
     g_array_append_vals(txn->changes, &(Change){.kind = CHANGE_REPLACE, .child = child, .old = child->node}, 1);
     edge_unlink(child);
+    child->by_header = false;
     if (node)
         node_ref(node);
     edge_link(child, node);
