@@ -86,6 +86,7 @@ static bool begin_section(Reader *r, char *text, GError **error)
     }
     text[len - 1] = '\0';
     g_autofree char *header = g_strdup(g_strstrip(text + 1));
+    g_autofree char *title = g_strdup_printf("[%s]", header);
     char *name = header + strcspn(header, " \t\"");
     g_autofree char *kind = g_strndup(header, (size_t)(name - header));
     g_strstrip(name);
@@ -106,7 +107,6 @@ static bool begin_section(Reader *r, char *text, GError **error)
         g_autofree char *what = g_strdup_printf("a section [%s] has no name", kind);
         return refuse(r, what, error);
     }
-    g_autofree char *title = g_strdup_printf("[%s]", header);
     r->section = options_add(r->options, word, r->path, r->line, title);
     r->section->tree = keyval_new();
     r->section->source = QAPI_SOURCE_KEYVAL;

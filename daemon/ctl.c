@@ -111,7 +111,7 @@ static int run(const char *socket, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    setlocale(LC_ALL, "");
+    setlocale(LC_CTYPE, "");
     const char *socket = g_getenv("STORAGE_DAEMON_SOCKET");
     if (!socket || !*socket) {
         socket = DEFAULT_SOCKET;

@@ -68,10 +68,17 @@ static int run(const Options *options)
     return failed ? 1 : 0;
 }
 
+/* Bytes as they are: file names in messages need not be what the locale thinks of. */
+static void print_raw(const char *text)
+{
+    fputs(text, stderr);
+}
+
 int main(int argc, char **argv)
 {
     g_autoptr(GError) error = NULL;
     g_autoptr(Options) options = options_new();
+    g_set_printerr_handler(print_raw);
     driver_set_list(driver_list);
     if (!options_parse_argv(options, argc, argv, &error)) {
         g_printerr("storage-daemon: %s\n", error->message);

@@ -137,27 +137,29 @@ const OptionWord *option_find(const char *name)
     return NULL;
 }
 
-/* How many letters must be changed, added or taken away to turn @a into @b. */
+/* How many letters must be changed, added, taken away or swapped with their neighbour to turn @a into @b. */
 static unsigned spelling_distance(const char *a, const char *b)
 {
-    enum { MAX = 32 };
-    unsigned row[MAX + 1], n = (unsigned)strlen(b);
-    if (n > MAX || strlen(a) > MAX) {
-        return MAX;
+    enum { MAX_LEN = 24 };
+    unsigned d[MAX_LEN + 1][MAX_LEN + 1], m = (unsigned)strlen(a), n = (unsigned)strlen(b);
+    if (m > MAX_LEN || n > MAX_LEN) {
+        return UINT_MAX;
     }
-    for (unsigned j = 0; j <= n; j++) {
-        row[j] = j;
-    }
-    for (unsigned i = 1; a[i - 1]; i++) {
-        unsigned diagonal = row[0];
-        row[0] = i;
-        for (unsigned j = 1; j <= n; j++) {
-            unsigned change = diagonal + (a[i - 1] != b[j - 1]);
-            diagonal = row[j];
-            row[j] = MIN(change, MIN(row[j], row[j - 1]) + 1);
+    for (unsigned i = 0; i <= m; i++) {
+        for (unsigned j = 0; j <= n; j++) {
+            if (!i || !j) {
+                d[i][j] = i + j;
+                continue;
+            }
+            unsigned best = MIN(d[i - 1][j], d[i][j - 1]) + 1;
+            best = MIN(best, d[i - 1][j - 1] + (a[i - 1] != b[j - 1]));
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) {
+                best = MIN(best, d[i - 2][j - 2] + 1);
+            }
+            d[i][j] = best;
         }
     }
-    return row[n];
+    return d[m][n];
 }
 
 const OptionWord *option_nearest(const char *name)
@@ -225,20 +227,27 @@ Option *options_add(Options *options, const OptionWord *word, const char *file, 
     return o;
 }
 
-/* The line of the key that stands first in quotes in @message, where there is one. */
-static unsigned line_of_message(const Option *option, const char *message)
+static unsigned line_of_key(const Option *option, const char *key)
 {
-    const char *from = strchr(message, '\'');
-    const char *to = from ? strchr(from + 1, '\'') : NULL;
-    if (!to) {
-        return option->line;
-    }
-    g_autofree char *key = g_strndup(from + 1, (size_t)(to - from - 1));
     g_autofree char *within = g_strconcat(key, ".", NULL);
     for (guint i = 0; i < option->lines->len; i++) {
         const OptionLine *l = &g_array_index(option->lines, OptionLine, i);
         if (strcmp(l->key, key) == 0 || g_str_has_prefix(l->key, within)) {
             return l->line;
+        }
+    }
+    return 0;
+}
+
+/* The line of the first key that stands in quotes in @message; where there is none, that of the header. */
+static unsigned line_of_message(const Option *option, const char *message)
+{
+    for (const char *from = strchr(message, '\''), *to; from && (to = strchr(from + 1, '\''));
+         from = strchr(to + 1, '\'')) {
+        g_autofree char *key = g_strndup(from + 1, (size_t)(to - from - 1));
+        unsigned line = line_of_key(option, key);
+        if (line) {
+            return line;
         }
     }
     return option->line;
