@@ -27,13 +27,9 @@ static const XDbgBlockGraphNode *vertex(const Picture *p, uint64_t id)
 /* "disk (qcow2, 64 GiB)" */
 static char *label(const Picture *p, const XDbgBlockGraphNode *v)
 {
-    switch (v->type) {
-    case X_DBG_BLOCK_GRAPH_NODE_TYPE_BLOCK_BACKEND:
-        return g_strdup_printf("%s (user)", v->name);
-    case X_DBG_BLOCK_GRAPH_NODE_TYPE_BLOCK_JOB:
-        return g_strdup_printf("%s (job)", v->name);
-    default:
-        break;
+    if (v->type != X_DBG_BLOCK_GRAPH_NODE_TYPE_BLOCK_DRIVER) {
+        /* The name says what it is: "block device 'x'". */
+        return g_strdup(v->name);
     }
     for (size_t i = 0; i < p->nodes->len; i++) {
         const BlockDeviceInfo *n = p->nodes->items[i];

@@ -2,6 +2,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 
+enum { MAX_COLUMNS = 8 };
+
 struct CtlTable {
     GPtrArray *rows; /* of GStrv; the first is the header */
 };
@@ -36,12 +38,25 @@ void ctl_table_row(CtlTable *table, ...)
     va_end(ap);
 }
 
+static void print_row(char **row, const glong *widths)
+{
+    g_autoptr(GString) line = g_string_new(NULL);
+    for (guint i = 0; row[i] && i < MAX_COLUMNS; i++) {
+        g_string_append(line, row[i]);
+        /* Columns are characters, not bytes. */
+        for (glong pad = widths[i] - g_utf8_strlen(row[i], -1) + 2; pad > 0; pad--) {
+            g_string_append_c(line, ' ');
+        }
+    }
+    printf("%s\n", g_strchomp(line->str));
+}
+
 void ctl_table_end(CtlTable *table, const char *what)
 {
-    glong widths[16] = {0};
+    glong widths[MAX_COLUMNS] = {0};
     for (guint r = 0; r < table->rows->len; r++) {
         char **row = g_ptr_array_index(table->rows, r);
-        for (guint i = 0; row[i] && i < G_N_ELEMENTS(widths); i++) {
+        for (guint i = 0; row[i] && i < MAX_COLUMNS; i++) {
             widths[i] = MAX(widths[i], g_utf8_strlen(row[i], -1));
         }
     }
@@ -49,13 +64,7 @@ void ctl_table_end(CtlTable *table, const char *what)
         printf("no %s\n", what);
     }
     for (guint r = 0; r < table->rows->len && table->rows->len > 1; r++) {
-        char **row = g_ptr_array_index(table->rows, r);
-        for (guint i = 0; row[i] && i < G_N_ELEMENTS(widths); i++) {
-            /* printf counts bytes, columns are characters */
-            glong pad = row[i + 1] ? widths[i] - g_utf8_strlen(row[i], -1) + 2 : 0;
-            printf("%s%*s", row[i], (int)pad, "");
-        }
-        printf("\n");
+        print_row(g_ptr_array_index(table->rows, r), widths);
     }
     g_ptr_array_unref(table->rows);
     g_free(table);

@@ -60,12 +60,13 @@ static void take_event(Watch *w, JsonNode *event)
     if (strcmp(id, w->job) != 0) {
         return;
     }
+    /* Members that an event does not have leave the progress as it is. */
+    w->done = json_object_get_int_member_with_default(data, "offset", w->done);
+    w->total = json_object_get_int_member_with_default(data, "len", w->total);
     if (strcmp(name, "BLOCK_JOB_READY") == 0) {
         take_end(w, WATCH_READY, NULL);
     } else if (strcmp(name, "BLOCK_JOB_COMPLETED") == 0) {
         const char *why = json_object_get_string_member_with_default(data, "error", NULL);
-        w->done = json_object_get_int_member_with_default(data, "offset", w->done);
-        w->total = json_object_get_int_member_with_default(data, "len", w->total);
         take_end(w, why ? WATCH_FAILED : WATCH_DONE, why);
     } else if (strcmp(name, "BLOCK_JOB_CANCELLED") == 0) {
         take_end(w, WATCH_FAILED, "cancelled");
@@ -218,14 +219,14 @@ int ctl_watch(Ctl *ctl, int argc, char **argv)
             error_set(&error, first ? "there is no job '%s' (any more)" : "job '%s' is gone", w.job);
             return ctl_fail(error);
         }
-        if (there) {
+        if (w.end == WATCH_ON) {
             show(&w);
         }
         if (w.end == WATCH_ON && !take_events(&w, ctl, POLL_MS, &error)) {
             return ctl_fail(error);
         }
     }
-    if (w.drawn && w.end == WATCH_DONE) {
+    if (w.end != WATCH_FAILED) {
         show(&w);
     }
     int code = say_end(&w);
