@@ -90,7 +90,7 @@ static void add_fd(SocketListener *l, int fd)
     l->acceptors[l->n++] = (Acceptor){.listener = l, .fd = fd};
 }
 
-static bool listen_unix(SocketListener *l, const SocketAddr *addr, GError **error)
+static bool listen_co_unix(SocketListener *l, const SocketAddr *addr, GError **error)
 {
     int fd = socket_unix_co_listen(addr, error);
     struct stat st;
@@ -226,7 +226,7 @@ SocketListener *socket_co_listen(Loop *loop, const SocketAddr *addr, SocketAccep
     l->opaque = opaque;
     switch (addr->kind) {
     case SOCKET_UNIX:
-        ok = listen_unix(l, addr, error);
+        ok = listen_co_unix(l, addr, error);
         break;
     case SOCKET_INET:
         ok = listen_co_inet(l, addr, error);
