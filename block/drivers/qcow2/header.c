@@ -264,8 +264,8 @@ bool q2_header_check_use(const Q2Header *h, bool writable, GError **error)
     if (h->compression_type > 1)
         return error_set(error, "qcow2: unknown compression type: %u", h->compression_type);
     if (!!(h->incompat & Q2_INCOMPAT_COMPRESSION) != (h->compression_type != 0))
-        return error_set(error, "qcow2: Compression type incompatible feature bit must %s be set",
-                         h->compression_type ? "" : "not");
+        return error_set(error, "qcow2: Compression type incompatible feature bit must%s be set",
+                         h->compression_type ? "" : " not");
     if (writable && (h->incompat & Q2_INCOMPAT_CORRUPT))
         return error_set(error, "qcow2: Image is corrupt; cannot be opened read/write");
     if (writable && (h->incompat & Q2_INCOMPAT_DIRTY))
