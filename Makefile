@@ -156,7 +156,7 @@ tests-build: $(UNIT_TESTS) $(GRAPH_TESTS) $(FUZZ_TESTS)
 # Builds with all cores unless -j says otherwise; tests run on as many.
 JOBS ?= $(shell nproc)
 SUBMAKE = $(MAKE) --no-print-directory BUILD=$(BUILD) $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS))
-RUN_TESTS = $(PYTHON) tests/run.py --build $(BUILD) --jobs $(JOBS) $(if $(ONLY),--only '$(ONLY)')
+RUN_TESTS = $(PYTHON) tests/run.py --build $(BUILD) --jobs $(JOBS) --timeout $(if $(SAN),1200,400) $(if $(ONLY),--only '$(ONLY)')
 SEEDS ?= ../shared/seeds
 
 .PHONY: check check-asan check-seeds fuzz fuzz-build fuzz-run demo bench
@@ -165,7 +165,7 @@ check:
 	@$(RUN_TESTS)
 
 check-asan:
-	+@SD_TIMEOUT=120 ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=0:allocator_may_return_null=1 \
+	+@SD_TIMEOUT=60 ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=0:allocator_may_return_null=1 \
 	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 G_SLICE=always-malloc \
 	$(MAKE) --no-print-directory BUILD=build-asan OPT='-O1 -g' \
 	SAN='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer' check

@@ -23,6 +23,7 @@ class Readme(sd.Case):
         blocks = re.findall(r'<!-- tour -->\n```sh\n(.*?)```', readme(), re.S)
         self.assertGreater(len(blocks), 4)
         script = self.here('set -eux\n' + ''.join(blocks)).replace('\nmake\n', '\n')
+        script = script.replace(f'{sd.CTL} jobs\n', f'until {sd.CTL} jobs | grep "no jobs"; do sleep 0.05; done\n')
         pidfile = self.path('pid')
         script = script.replace('--daemonize', f'--daemonize --pidfile {pidfile}')
         try:

@@ -440,7 +440,7 @@ def run(*argv, check=True, input=None, timeout=None, env=None):
     try:
         p = subprocess.run([str(a) for a in argv], input=input, stdin=None if input is not None else subprocess.DEVNULL,
                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors='replace',
-                           timeout=timeout or 4 * TIMEOUT, env={**os.environ, **(env or {})})
+                           timeout=timeout or 2 * TIMEOUT, env={**os.environ, **(env or {})})
     except subprocess.TimeoutExpired as e:
         raise Timeout(f"{' '.join(map(str, argv))}: still running after {e.timeout:.0f} s; {e.stdout} {e.stderr}") from None
     if check and p.returncode != 0:
@@ -568,7 +568,7 @@ def nbd_extents(h, context, length=None, step=1 << 30):
 
 class Case(unittest.TestCase):
     """A test with a folder of its own, daemons that end with it, and what they said when it fails."""
-    CASE_TIMEOUT = 10 * TIMEOUT  # of one case, seconds
+    CASE_TIMEOUT = 4 * TIMEOUT  # of one case, seconds
 
     def run(self, result=None):
         self._said = []
