@@ -4,6 +4,7 @@
  * A disk without a range is by far the most common one: every request goes straight on to the child.
  */
 #include "block/aio/io.h"
+#include "block/graph/debug.h"
 #include "block/graph/io.h"
 #include "block/graph/port.h"
 #include "block/graph/status.h"
@@ -92,6 +93,7 @@ static void raw_child_perm(Node *node, const Child *child, ChildRole role, unsig
 static int raw_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset,
                          ReqFlags flags)
 {
+    child_co_debug_event(node->file, BLKDEBUG_EVENT_READ_AIO);
     return child_co_preadv(node->file, offset + ((RawState *)node->state)->offset, bytes, vec, vec_offset, flags);
 }
 
@@ -136,6 +138,7 @@ static int raw_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoV
         iovec_one(&one, &iov, head, n);
         iov_to_buf(vec->iov, vec->n, vec_offset, head, n);
         int ret = raw_co_guard(node, offset, n, &one, 0);
+        child_co_debug_event(node->file, BLKDEBUG_EVENT_WRITE_AIO);
         if (ret == 0)
             ret = child_co_pwritev(node->file, offset + s->offset, n, &one, 0, flags);
         if (ret < 0 || n == bytes)
@@ -144,6 +147,7 @@ static int raw_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoV
         bytes -= n;
         vec_offset += n;
     }
+    child_co_debug_event(node->file, BLKDEBUG_EVENT_WRITE_AIO);
     return child_co_pwritev(node->file, offset + s->offset, bytes, vec, vec_offset, flags);
 }
 

@@ -77,7 +77,7 @@ static JsonNode *whole_tree(const char *filename, const char *format, GError **e
     JsonNode *tree = json ? json_tree(filename, error) : protocol_tree(filename, error), *whole;
     const Driver *drv = tree_driver(tree) ? driver_find(tree_driver(tree)) : NULL;
 
-    if (!tree || !format || (json && drv && !drv->is_protocol))
+    if (!tree || !format || (json && drv && !drv->is_protocol && !drv->schemes))
         return tree;
     whole = tree_object();
     tree_set_string(whole, "driver", format);
@@ -170,7 +170,8 @@ static const char *plain_filename(Node *node)
 {
     if (node->exact_filename)
         return node->exact_filename;
-    if (!node->file || has_strong_options(node))
+    /* A filter with a syntax of its own has a name when it says so. */
+    if (!node->file || node->drv->schemes || has_strong_options(node))
         return NULL;
     return plain_filename(node->file->node);
 }

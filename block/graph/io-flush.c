@@ -5,14 +5,20 @@
  * anything to do: write_gen counts completed writes, flushed_gen is what the last good flush covered. A flush that
  * failed leaves the node failed for good, for the kernel may have dropped the dirty pages it could not write.
  */
+#include "block/graph/debug.h"
 #include "block/graph/graph-int.h"
 
-/* The driver's caches first, since that writes to the children; then the children; then the disk. */
-static int node_co_flush_once(Node *node)
+/* @dirty: something was written since the last flush. The driver's caches first, since that writes to the children;
+ * then the children; then the disk. */
+static int node_co_flush_once(Node *node, bool dirty)
 {
     const Driver *drv = node->drv;
-    int ret = drv->co_flush ? drv->co_flush(node) : 0;
+    int ret;
 
+    child_co_debug_event(node->file, BLKDEBUG_EVENT_FLUSH_TO_OS);
+    ret = drv->co_flush ? drv->co_flush(node) : 0;
+    if (ret == 0 && dirty && !node->flags.cache_no_flush)
+        child_co_debug_event(node->file, BLKDEBUG_EVENT_FLUSH_TO_DISK);
     for (guint i = 0; i < node->children->len && ret == 0; i++) {
         Child *child = g_ptr_array_index(node->children, i);
         /* Backing files are never written through this node, except by what holds write permission on them. */
@@ -40,7 +46,7 @@ int node_co_flush(Node *node)
         /* What completed meanwhile is covered as well; what completes from here on may not be. */
         target = node->write_gen;
         node->flushing = true;
-        ret = node_co_flush_once(node);
+        ret = node_co_flush_once(node, node->flushed_gen < target);
         node->flushing = false;
         if (ret == 0)
             node->flushed_gen = target;

@@ -2,6 +2,7 @@
  * Writing zeroes and discarding: requests without data, which drivers can do in one stroke where the range fits their
  * granularity. The range is cut there, and what the driver declines is written out as zeroes.
  */
+#include "block/graph/debug.h"
 #include "block/graph/graph-int.h"
 #include "block/util/bytes.h"
 
@@ -14,13 +15,13 @@ static uint8_t zero_chunk[ZERO_CHUNK] __attribute__((aligned(4096)));
 /* Where a request of @bytes at @offset should be cut so that the largest part fits @align and @max (0: none). */
 static uint64_t cut(uint64_t offset, uint64_t bytes, uint64_t align, uint64_t max)
 {
-    uint64_t head = offset & (align - 1);
+    uint64_t head = offset % align; /* blkdebug's preferred alignments need not be powers of two */
 
     if (head)
         return u64_min(bytes, align - head);
     if (max)
-        bytes = u64_min(bytes, u64_max(align_down(max, align), align));
-    return bytes > align ? align_down(bytes, align) : bytes;
+        bytes = u64_min(bytes, u64_max(max - max % align, align));
+    return bytes > align ? bytes - bytes % align : bytes;
 }
 
 static int node_co_write_zeroes_out(Node *node, TrackedRequest *req, uint64_t offset, uint64_t bytes, ReqFlags flags)
@@ -64,6 +65,7 @@ int node_co_write_zeroes_tracked(Node *node, TrackedRequest *req, uint64_t offse
 
     if (!node->flags.discard_unmap)
         flags &= ~REQ_MAY_UNMAP;
+    node_co_debug_event(node, BLKDEBUG_EVENT_PWRITEV_ZERO);
     while (bytes) {
         uint64_t n = cut(offset, bytes, align, node->limits.max_write_zeroes);
         int ret = driver_co_zero(node, offset, n, flags);
@@ -97,6 +99,7 @@ int child_co_pwrite_zeroes(Child *child, uint64_t offset, uint64_t bytes, ReqFla
     else
         tracked_co_wait(&req);
     ret = node_co_write_zeroes_tracked(node, &req, offset, bytes, flags);
+    node_co_debug_event(node, BLKDEBUG_EVENT_PWRITEV_DONE);
     ret = node_co_write_done(node, offset, bytes, flags & ~(node->supported_zero_flags & REQ_FUA), ret);
     tracked_end(&req);
     node_in_flight_dec(node);

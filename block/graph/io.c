@@ -5,6 +5,7 @@
  * fit is cut into pieces: whole blocks in place, partial blocks (and buffers that the driver cannot take) through a
  * bounce buffer, read first where the rest of the block must survive.
  */
+#include "block/graph/debug.h"
 #include "block/graph/graph-int.h"
 #include "block/aio/io.h"
 #include "block/util/bytes.h"
@@ -167,6 +168,7 @@ int node_co_write_split(Node *node, uint64_t offset, uint64_t bytes, const IoVec
 {
     uint64_t limit = max_transfer(node);
 
+    node_co_debug_event(node, BLKDEBUG_EVENT_PWRITEV);
     for (;;) {
         uint64_t n = u64_min(bytes, limit);
         int ret = driver_co_write(node, offset, n, vec, vec_offset, flags);
@@ -192,11 +194,15 @@ static int node_co_write_bounced(Node *node, const Piece *piece, uint64_t offset
         return -ENOMEM;
     if (offset != piece->start || piece->span == align) {
         iovec_one(&part, &iov, buf, align);
+        node_co_debug_event(node, BLKDEBUG_EVENT_PWRITEV_RMW_HEAD);
         ret = node_co_read(node, piece->start, align, &part, 0);
+        node_co_debug_event(node, BLKDEBUG_EVENT_PWRITEV_RMW_AFTER_HEAD);
     }
     if (ret == 0 && last && offset + piece->bytes != piece->start + piece->span) {
         iovec_one(&part, &iov, buf + last, align);
+        node_co_debug_event(node, BLKDEBUG_EVENT_PWRITEV_RMW_TAIL);
         ret = node_co_read(node, piece->start + last, align, &part, 0);
+        node_co_debug_event(node, BLKDEBUG_EVENT_PWRITEV_RMW_AFTER_TAIL);
     }
     if (ret == 0) {
         iov_to_buf(vec->iov, vec->n, vec_offset, buf + (offset - piece->start), piece->bytes);
@@ -297,6 +303,7 @@ int child_co_pwritev(Child *child, uint64_t offset, uint64_t bytes, const IoVec 
         ret = node_co_write_zeroes_tracked(node, &req, offset, bytes, flags);
     else
         ret = node_co_write_padded(node, &req, offset, bytes, vec, vec_offset, flags);
+    node_co_debug_event(node, BLKDEBUG_EVENT_PWRITEV_DONE);
     ret = node_co_write_done(node, offset, bytes, flags, ret);
     tracked_end(&req);
     node_in_flight_dec(node);

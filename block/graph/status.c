@@ -66,10 +66,26 @@ int node_co_block_status(Node *node, bool want_zero, uint64_t offset, uint64_t b
     return r;
 }
 
+/* Through filters that have nothing to say about status themselves. */
+static Node *skip_silent(Node *node)
+{
+    while (node && node_filtered_child(node) && !node->drv->co_block_status)
+        node = node->file->node;
+    return node;
+}
+
+/* The backing layer of the layer that @node is or filters. */
+static Node *next_layer(Node *node)
+{
+    Child *backing = node_skip_filters(node)->backing;
+
+    return backing ? skip_silent(backing->node) : NULL;
+}
+
 int node_co_block_status_above(Node *top, Node *base, bool want_zero, uint64_t offset, uint64_t bytes, BlockStatus *ret,
                                int *ret_depth)
 {
-    Node *node = node_skip_filters(top);
+    Node *node = skip_silent(top);
     int depth = 0;
 
     base = base ? node_skip_filters(base) : NULL;
@@ -79,7 +95,7 @@ int node_co_block_status_above(Node *top, Node *base, bool want_zero, uint64_t o
         return 0;
     }
     bytes = u64_min(bytes, top->size - offset);
-    for (; node && node != base; node = node_backing(node), depth++) {
+    for (; node && node_skip_filters(node) != base; node = next_layer(node), depth++) {
         int r = node_co_block_status(node, want_zero, offset, bytes, ret);
         if (r < 0)
             return r;
