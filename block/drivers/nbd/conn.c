@@ -63,7 +63,11 @@ static short wanted_events(struct nbd_handle *h)
     return (short)((dir & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) | (dir & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0));
 }
 
-/* Reads as long as that brings replies: they tend to come in bursts, and each step takes one. */
+/*
+ * Reads as long as that brings replies: they tend to come in bursts, and each step takes one. Not in the middle of a
+ * write that waits for room in the socket: told to read then, libnbd looks for nothing but the next reply, while the
+ * server waits for the rest of the write.
+ */
 static void read_replies(NbdState *s, struct nbd_handle *h)
 {
     uint64_t before;
@@ -72,7 +76,7 @@ static void read_replies(NbdState *s, struct nbd_handle *h)
     do {
         before = s->completions;
         nbd_aio_notify_read(h); /* failure shows in alive() */
-    } while (s->completions != before && s->outstanding && ++steps < STEPS_MAX && alive(h));
+    } while (s->completions != before && s->outstanding && ++steps < STEPS_MAX && wanted_events(h) == POLLIN);
 }
 
 /* Waits until the socket is ready for what libnbd wants, and lets it go on. -ECANCELED when cancelled. */
