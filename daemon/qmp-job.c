@@ -12,6 +12,14 @@ static JobList *jobs_of(QmpContext *ctx)
     return qmp_daemon(ctx)->jobs;
 }
 
+/* The job's coroutine, just woken, goes first: clients know its change of state to be told before the reply. */
+static bool job_co_reacts(bool ok)
+{
+    if (ok)
+        aio_co_reschedule();
+    return ok;
+}
+
 /* ---- job-* --------------------------------------------------------------------------------------------------------
  */
 
@@ -19,14 +27,14 @@ bool qmp_co_job_pause(QmpContext *ctx, const JobPauseArgs *arg, GError **error)
 {
     Job *job = job_find(jobs_of(ctx), arg->id, error);
 
-    return job && job_user_pause(job, error);
+    return job_co_reacts(job && job_user_pause(job, error));
 }
 
 bool qmp_co_job_resume(QmpContext *ctx, const JobResumeArgs *arg, GError **error)
 {
     Job *job = job_find(jobs_of(ctx), arg->id, error);
 
-    return job && job_user_resume(job, error);
+    return job_co_reacts(job && job_user_resume(job, error));
 }
 
 bool qmp_co_job_cancel(QmpContext *ctx, const JobCancelArgs *arg, GError **error)
@@ -94,14 +102,14 @@ bool qmp_co_block_job_pause(QmpContext *ctx, const BlockJobPauseArgs *arg, GErro
 {
     Job *job = job_find_block(jobs_of(ctx), arg->device, error);
 
-    return job && job_user_pause(job, error);
+    return job_co_reacts(job && job_user_pause(job, error));
 }
 
 bool qmp_co_block_job_resume(QmpContext *ctx, const BlockJobResumeArgs *arg, GError **error)
 {
     Job *job = job_find_block(jobs_of(ctx), arg->device, error);
 
-    return job && job_user_resume(job, error);
+    return job_co_reacts(job && job_user_resume(job, error));
 }
 
 bool qmp_co_block_job_complete(QmpContext *ctx, const BlockJobCompleteArgs *arg, GError **error)
