@@ -7,7 +7,7 @@
  *
  * Search is first fit from a hint below which nothing is free; blocks known to be full are skipped without being read.
  */
-#include "block/drivers/qcow2/qcow2.h"
+#include "block/drivers/qcow2/event.h"
 
 typedef struct Search {
     uint64_t want;
@@ -44,11 +44,14 @@ static int alloc_co_search(Qcow2 *q, Search *s)
 {
     uint64_t ci = q->free_hint;
 
-    for (;;) {
+    for (unsigned steps = 1;; steps++) {
         uint64_t index = ci >> q->rb_bits, next = (index + 1) << q->rb_bits;
         Q2Table *block;
         bool any;
         int ret;
+
+        if (steps % 256 == 0) /* a crafted table could make this take long */
+            aio_co_reschedule();
 
         if (index < q->rt_size && q->rb_full[index]) {
             if (s->len && !s->exact)
@@ -134,6 +137,7 @@ int q2_co_alloc(Qcow2 *q, uint64_t want, bool exact, Q2Run *run)
 {
     int ret;
 
+    q2_co_event(q, BLKDEBUG_EVENT_CLUSTER_ALLOC);
     comutex_co_lock(&q->alloc_lock);
     ret = alloc_co_locked(q, want, exact, run);
     comutex_unlock(&q->alloc_lock);
@@ -262,6 +266,7 @@ int q2_co_unref(Qcow2 *q, uint64_t offset, uint64_t bytes, unsigned kind)
     uint64_t ci = offset >> q->cluster_bits, end = (offset + bytes + q->cluster_size - 1) >> q->cluster_bits;
     int ret = 0;
 
+    q2_co_event(q, BLKDEBUG_EVENT_CLUSTER_FREE);
     while (ci < end) {
         uint64_t stop = u64_min(end, (ci | mask) + 1), n;
         if (q->pass_discard[kind]) {

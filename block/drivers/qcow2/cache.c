@@ -9,7 +9,7 @@
  * A lookup is one hash and mostly one comparison; hits do not yield and allocate nothing. A clock hand finds the table
  * to replace.
  */
-#include "block/drivers/qcow2/qcow2.h"
+#include "block/drivers/qcow2/event.h"
 #include <stdlib.h>
 
 #define MERGE_MAX 64 /* adjoining tables in one write */
@@ -141,6 +141,7 @@ static int cache_co_load(Q2Cache *c, Q2Table *table, uint64_t offset)
 
     enhash(c, table, offset);
     table->loading = true;
+    q2_co_event(c->q, c->kind == Q2_META_L2 ? BLKDEBUG_EVENT_L2_LOAD : BLKDEBUG_EVENT_REFBLOCK_LOAD);
     ret = child_co_pread(c->q->node->file, offset, c->table_size, table->data, 0);
     table->loading = false;
     if (ret < 0 && table->offset == offset)
@@ -273,6 +274,7 @@ static int cache_co_write_run(Q2Cache *c, Q2Table **tables, uint32_t n)
     for (uint32_t i = 0; i < n; i++)
         iov[i] = (struct iovec){.iov_base = tables[i]->stable ? tables[i]->stable : tables[i]->data,
                                 .iov_len = c->table_size};
+    q2_co_event(c->q, c->kind == Q2_META_L2 ? BLKDEBUG_EVENT_L2_UPDATE : BLKDEBUG_EVENT_REFBLOCK_UPDATE_PART);
     ret = q2_co_meta_check(c->q, c->kind, tables[0]->offset, vec.size);
     if (ret == 0)
         ret = child_co_pwritev(c->q->node->file, tables[0]->offset, vec.size, &vec, 0, 0);

@@ -15,7 +15,7 @@
  * A crash at any point leaves leaks at worst. Changes made meanwhile go to copies and belong to the next commit. The
  * caller's flush (the graph's) is the barrier after 4. When a step fails, everything frozen is dirty again.
  */
-#include "block/drivers/qcow2/qcow2.h"
+#include "block/drivers/qcow2/event.h"
 
 #define SECTOR_ENTRIES 64 /* of L1 and refcount table, 512 bytes */
 
@@ -76,6 +76,7 @@ static int sectors_co_write(Qcow2 *q, const Sectors *s, unsigned kind, uint64_t 
         for (n = 1; i + n < s->n && s->index[i + n] == s->index[i] + n; n++) {
         }
         bytes = u64_min((uint64_t)n * 512, offset + (uint64_t)size * 8 - at);
+        q2_co_event(q, kind == Q2_META_L1 ? BLKDEBUG_EVENT_L1_UPDATE : BLKDEBUG_EVENT_REFTABLE_UPDATE);
         ret = q2_co_meta_check(q, kind, at, bytes);
         if (ret == 0)
             ret = child_co_pwrite(q->node->file, at, bytes, s->data + (size_t)i * 512, 0);

@@ -7,7 +7,7 @@
  * As few requests as possible: what is known to be zero is not read, and in clusters that the file has never held
  * (Q2Run.fresh) not written either; both edges are read in one go where they are close; all is written in one go.
  */
-#include "block/drivers/qcow2/qcow2.h"
+#include "block/drivers/qcow2/event.h"
 #include "block/util/iovec.h"
 
 #define GAP_MAX (16 * 1024) /* read over the new data between the edges rather than reading twice */
@@ -51,6 +51,7 @@ static int cow_co_read(Qcow2 *q, uint64_t offset, uint64_t bytes, uint8_t *buf)
     memset(buf + inside, 0, bytes - inside);
     if (!inside)
         return 0;
+    q2_co_event(q, BLKDEBUG_EVENT_COW_READ);
     iovec_one(&vec, &iov, buf, inside);
     return q2_co_read(q, offset, inside, &vec, 0);
 }
@@ -96,6 +97,8 @@ static int cow_co_trim(Cow *c, bool fresh)
 
     if (c->buf || (!fresh && c->head + c->tail <= 2 * Q2_ZEROES))
         return 0;
+    if (c->head > head || c->tail > tail)
+        q2_co_event(c->q, BLKDEBUG_EVENT_CLUSTER_ALLOC_SPACE);
     if (!fresh && c->head > head)
         ret = child_co_pwrite_zeroes(c->q->node->file, c->host, c->head - head, 0);
     if (!fresh && c->tail > tail && ret == 0)
@@ -131,6 +134,9 @@ static int cow_co_store(Cow *c)
     ret = q2_co_meta_check(c->q, 0, c->host, all.size);
     if (ret < 0)
         return ret;
+    if (c->head || c->tail)
+        q2_co_event(c->q, BLKDEBUG_EVENT_COW_WRITE);
+    q2_co_event(c->q, BLKDEBUG_EVENT_WRITE_AIO);
     if (!c->head && !c->tail)
         return child_co_pwritev(c->q->node->file, c->host, c->bytes, c->vec, c->vec_offset, 0);
     if (room > G_N_ELEMENTS(few))

@@ -8,7 +8,7 @@
  * The way of a request to allocated clusters: one L1 load, one hash lookup, a scan over adjoining entries; no lock, no
  * yield, no allocation.
  */
-#include "block/drivers/qcow2/qcow2.h"
+#include "block/drivers/qcow2/event.h"
 
 bool q2_l1_alloc(Qcow2 *q, GError **error)
 {
@@ -169,12 +169,16 @@ static int l2_co_fill(Qcow2 *q, uint64_t offset, uint64_t old)
     ret = q2_co_meta_check(q, 0, offset, q->cluster_size);
     if (ret < 0)
         return ret;
-    if (!old)
+    if (!old) {
+        q2_co_event(q, BLKDEBUG_EVENT_L2_ALLOC_WRITE);
         return child_co_pwrite_zeroes(q->node->file, offset, q->cluster_size, 0);
+    }
     buf = aio_buf_get(q->node->loop, q->cluster_size);
     if (!buf)
         return -ENOMEM;
+    q2_co_event(q, BLKDEBUG_EVENT_L2_ALLOC_COW_READ);
     ret = child_co_pread(q->node->file, old, q->cluster_size, buf, 0);
+    q2_co_event(q, BLKDEBUG_EVENT_L2_ALLOC_WRITE);
     if (ret == 0)
         ret = child_co_pwrite(q->node->file, offset, q->cluster_size, buf, 0);
     aio_buf_put(q->node->loop, buf, q->cluster_size);

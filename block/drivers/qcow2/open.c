@@ -72,26 +72,22 @@ static bool open_co_meta(Qcow2 *q, GError **error)
         n += q->rt[i] != 0;
     for (uint32_t i = 0; i < q->l1_size; i++)
         n += (q->l1[i] & Q2_OFFSET_MASK) != 0;
-    n += h->bitmaps.directory_size >> q->cluster_bits;
+    n += (h->bitmaps.directory_size >> q->cluster_bits) + 2;
     if (!q2_meta_reserve(q, n))
         return error_set(error, "Could not allocate the table of qcow2 metadata");
     q2_meta_add(q, Q2_META_HEADER, 0, q->cluster_size);
     q2_meta_add(q, Q2_META_REFTABLE, h->rt_offset, (uint64_t)h->rt_clusters << q->cluster_bits);
     q2_meta_add(q, Q2_META_L1, h->l1_offset, (uint64_t)h->l1_size * 8);
-    for (uint32_t i = 0; i < q->rt_size; i++) {
-        if (q->rt[i])
-            q2_meta_add(q, Q2_META_REFBLOCK, q->rt[i], q->cluster_size);
-    }
+    for (uint32_t i = 0; i < q->rt_size; i++)
+        q2_meta_add_table(q, Q2_META_REFBLOCK, q->rt[i]);
     if (h->bitmaps.n)
         q2_meta_add(q, Q2_META_BITMAPS, h->bitmaps.directory_offset, h->bitmaps.directory_size);
     if (!q2_snapshots_co_load(q, error))
         return false;
     if (!q2_meta_reserve(q, n))
         return error_set(error, "Could not allocate the table of qcow2 metadata");
-    for (uint32_t i = 0; i < q->l1_size; i++) {
-        if (q->l1[i] & Q2_OFFSET_MASK)
-            q2_meta_add(q, Q2_META_L2, q->l1[i] & Q2_OFFSET_MASK, q->cluster_size);
-    }
+    for (uint32_t i = 0; i < q->l1_size; i++)
+        q2_meta_add_table(q, Q2_META_L2, q->l1[i] & Q2_OFFSET_MASK);
     return true;
 }
 

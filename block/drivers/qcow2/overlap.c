@@ -85,6 +85,12 @@ void q2_meta_add(Qcow2 *q, unsigned kind, uint64_t offset, uint64_t bytes)
     }
 }
 
+void q2_meta_add_table(Qcow2 *q, unsigned kind, uint64_t offset)
+{
+    if (offset && is_aligned(offset, q->cluster_size) && offset < Q2_MAX_HOST)
+        q2_meta_add(q, kind, offset, q->cluster_size);
+}
+
 /* Linear probing without gravestones: what comes behind the hole moves up where it may. */
 static void slot_remove(Q2MetaSet *set, Q2MetaSlot *slot)
 {

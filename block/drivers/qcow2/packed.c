@@ -5,7 +5,7 @@
  * the L2 entry in memory, as for any other write. Each host cluster counts one reference for every compressed cluster
  * that lies in it, even in part. A cluster that does not get smaller is written plainly.
  */
-#include "block/drivers/qcow2/qcow2.h"
+#include "block/drivers/qcow2/event.h"
 #include "block/util/iovec.h"
 
 int q2_co_read_packed(Qcow2 *q, uint64_t entry, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset)
@@ -19,6 +19,7 @@ int q2_co_read_packed(Qcow2 *q, uint64_t entry, uint64_t offset, uint64_t bytes,
     q2_packed_range(q, entry, &at, &size);
     packed = aio_buf_get(loop, size);
     plain = aio_buf_get(loop, q->cluster_size);
+    q2_co_event(q, BLKDEBUG_EVENT_READ_COMPRESSED);
     ret = packed && plain ? child_co_pread(q->node->file, at, size, packed, 0) : -ENOMEM;
     q2_data_leave(q, phase);
     if (ret == 0)
@@ -37,13 +38,20 @@ static int packed_co_store(Qcow2 *q, uint64_t gc, const uint8_t *packed, size_t 
     Q2Table *table;
     uint8_t *data = NULL;
     unsigned i;
-    int ret = q2_co_alloc_bytes(q, size, &at);
+    int ret;
+
+    q2_co_event(q, BLKDEBUG_EVENT_CLUSTER_ALLOC_BYTES);
+    ret = q2_co_alloc_bytes(q, size, &at);
 
     if (ret < 0)
         return ret;
     ret = q2_co_meta_check(q, 0, at, size);
     if (ret == 0)
+        q2_co_event(q, BLKDEBUG_EVENT_WRITE_COMPRESSED);
+    if (ret == 0)
         ret = child_co_pwrite(q->node->file, at, size, packed, 0);
+    if (ret == 0)
+        q2_co_event(q, BLKDEBUG_EVENT_L2_UPDATE_COMPRESSED);
     if (ret == 0)
         ret = q2_co_l2_for_write(q, gc, &table, &i);
     if (ret == 0) {

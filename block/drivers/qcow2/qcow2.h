@@ -200,6 +200,9 @@ void q2_meta_free(Qcow2 *q);
 bool q2_meta_reserve(Qcow2 *q, uint64_t n);
 /* Marks the clusters of a range; the first owner stays the owner. Room must have been reserved. */
 void q2_meta_add(Qcow2 *q, unsigned kind, uint64_t offset, uint64_t bytes);
+/* One table of a cluster, as an entry of an untrusted table names it; what cannot be one is passed over, since its use
+ * is reported as damage. */
+void q2_meta_add_table(Qcow2 *q, unsigned kind, uint64_t offset);
 void q2_meta_remove(Qcow2 *q, uint64_t offset, uint64_t bytes);
 /* What the first reserved cluster in the range is reserved for; 0: none is. */
 unsigned q2_meta_find(const Qcow2 *q, uint64_t offset, uint64_t bytes);

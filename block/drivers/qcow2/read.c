@@ -4,7 +4,7 @@
  * Each stretch that is alike is one request to whoever has the data: the image file, the backing file, a worker that
  * decompresses, or nobody. A read of host clusters is a data section, so the clusters are not reused under it.
  */
-#include "block/drivers/qcow2/qcow2.h"
+#include "block/drivers/qcow2/event.h"
 #include "block/util/iovec.h"
 
 int q2_co_read_backing(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset)
@@ -14,7 +14,10 @@ int q2_co_read_backing(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *v
 
     if (inside < bytes)
         iov_memset(vec->iov, vec->n, vec_offset + inside, 0, bytes - inside);
-    return inside ? child_co_preadv(backing, offset, inside, vec, vec_offset, 0) : 0;
+    if (!inside)
+        return 0;
+    q2_co_event(q, BLKDEBUG_EVENT_READ_BACKING_AIO);
+    return child_co_preadv(backing, offset, inside, vec, vec_offset, 0);
 }
 
 int q2_co_read(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset)
@@ -28,6 +31,11 @@ int q2_co_read(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size
             return ret;
         switch (map.kind) {
         case Q2_NORMAL:
+            ret = q2_co_map_event(q, BLKDEBUG_EVENT_READ_AIO, offset, &map);
+            if (G_UNLIKELY(ret > 0))
+                continue;
+            if (G_UNLIKELY(ret < 0))
+                return ret;
             phase = q2_data_enter(q);
             ret = child_co_preadv(q->node->file, map.host, map.bytes, vec, vec_offset, 0);
             q2_data_leave(q, phase);

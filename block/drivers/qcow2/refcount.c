@@ -6,7 +6,7 @@
  * refcount table that is too small is replaced by a larger one behind everything that the old one could describe:
  * blocks and table are written, barrier, header, barrier, then the old table is freed.
  */
-#include "block/drivers/qcow2/qcow2.h"
+#include "block/drivers/qcow2/event.h"
 
 uint64_t q2_refcount_get(const uint8_t *block, unsigned order, uint64_t i)
 {
@@ -61,6 +61,7 @@ bool q2_refcount_co_init(Qcow2 *q, GError **error)
     q->rb_full = g_try_malloc0(q->rt_size);
     if (!raw || !q->rt || !q->rt_dirty || !q->rb_full)
         return error_set(error, "Could not allocate memory for the refcount table");
+    q2_co_event(q, BLKDEBUG_EVENT_REFTABLE_LOAD);
     ret = child_co_pread(q->node->file, q->header.rt_offset, bytes, raw, 0);
     if (ret < 0)
         return error_set_errno(error, -ret, "Could not read the refcount table");
@@ -98,8 +99,10 @@ static int refcount_co_new_block(Qcow2 *q, uint64_t index)
         return q2_co_corrupt(
             q, (int64_t)offset, (int64_t)q->cluster_size,
             "There is no refcount block for clusters in use (refcount table index: %" G_GUINT64_FORMAT ")", index);
+    q2_co_event(q, BLKDEBUG_EVENT_REFBLOCK_ALLOC);
     if (!q2_meta_reserve(q, 1))
         return -ENOMEM;
+    q2_co_event(q, BLKDEBUG_EVENT_REFBLOCK_ALLOC_WRITE);
     ret = q2_cache_co_new(&q->rb, offset, &table);
     if (ret < 0)
         return ret;
@@ -187,13 +190,16 @@ static int new_table_co_write(Qcow2 *q, NewTable *t)
     for (uint32_t i = 0; i < t->size; i++)
         store_be64(raw + (size_t)i * 8, t->rt[i]);
     q2_cache_freeze(&q->rb);
+    q2_co_event(q, BLKDEBUG_EVENT_REFBLOCK_ALLOC_WRITE_BLOCKS);
     ret = q2_cache_co_write_frozen(&q->rb);
+    q2_co_event(q, BLKDEBUG_EVENT_REFBLOCK_ALLOC_WRITE_TABLE);
     if (ret == 0)
         ret = child_co_pwrite(q->node->file, offset, bytes, raw, 0);
     if (ret == 0)
         ret = child_co_flush(q->node->file);
     if (ret < 0)
         return ret;
+    q2_co_event(q, BLKDEBUG_EVENT_REFBLOCK_ALLOC_SWITCH_TABLE);
     store_be64(field, offset);
     store_be32(field + 8, (uint32_t)(bytes >> q->cluster_bits));
     ret = q2_co_header_patch(q, Q2_H_RT_OFFSET, field, sizeof(field));
@@ -204,7 +210,10 @@ static int refcount_co_grow_table(Qcow2 *q, uint64_t want)
 {
     uint64_t old_offset = q->header.rt_offset, old_bytes = (uint64_t)q->header.rt_clusters << q->cluster_bits;
     NewTable t = {0};
-    int ret = new_table_plan(q, want, &t);
+    int ret;
+
+    q2_co_event(q, BLKDEBUG_EVENT_REFTABLE_GROW);
+    ret = new_table_plan(q, want, &t);
 
     if (ret == 0 && !q2_meta_reserve(q, t.clusters))
         ret = -ENOMEM;

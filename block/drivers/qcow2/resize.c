@@ -6,7 +6,7 @@
  * size. Shrinking: first the size, then what lies behind it is let go of. All of that is durable step by step, so a
  * crash leaves the disk with the old or the new size, and leaks at worst.
  */
-#include "block/drivers/qcow2/qcow2.h"
+#include "block/drivers/qcow2/event.h"
 
 static int resize_co_set_size(Qcow2 *q, uint64_t size)
 {
@@ -38,11 +38,14 @@ static int l1_co_write_new(Qcow2 *q, const Q2Run *run, uint32_t size)
     if (ret == 0)
         ret = q2_co_meta_check(q, 0, run->offset, (uint64_t)size * 8);
     if (ret == 0)
+        q2_co_event(q, BLKDEBUG_EVENT_L1_GROW_WRITE_TABLE);
+    if (ret == 0)
         ret = child_co_pwrite(q->node->file, run->offset, (uint64_t)size * 8, raw, 0);
     if (ret == 0)
         ret = child_co_flush(q->node->file);
     if (ret < 0)
         return ret;
+    q2_co_event(q, BLKDEBUG_EVENT_L1_GROW_ACTIVATE_TABLE);
     store_be32(field, size);
     store_be64(field + 4, run->offset);
     ret = q2_co_header_patch(q, Q2_H_L1_SIZE, field, sizeof(field));
@@ -58,6 +61,8 @@ static int l1_co_grow_locked(Qcow2 *q, uint32_t size)
     Q2Run run;
     int ret = l1 && dirty && q2_meta_reserve(q, clusters) ? q2_co_commit_locked(q) : -ENOMEM;
 
+    if (ret == 0)
+        q2_co_event(q, BLKDEBUG_EVENT_L1_GROW_ALLOC_TABLE);
     if (ret == 0)
         ret = q2_co_alloc(q, clusters, true, &run);
     if (ret == 0) {
@@ -153,8 +158,11 @@ static int resize_co_shrink(Qcow2 *q, uint64_t size, uint64_t l1_need)
         ret = q2_co_drop(q, end, old_end - end);
     if (ret == 0)
         ret = q2_co_commit(q); /* no slice of the tables is dirty or being written any more */
-    if (ret == 0)
+    if (ret == 0 && l1_need < q->l1_size) {
+        q2_co_event(q, BLKDEBUG_EVENT_L1_SHRINK_WRITE_TABLE);
         drop_l2_tables(q, l1_need);
+        q2_co_event(q, BLKDEBUG_EVENT_L1_SHRINK_FREE_L2_CLUSTERS);
+    }
     return ret == 0 ? q2_co_settle(q) : ret;
 }
 

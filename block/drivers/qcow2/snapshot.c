@@ -55,11 +55,8 @@ static bool inactive_co_l2(Qcow2 *q, const Entry *entry, GError **error)
     ret = child_co_pread(q->node->file, entry->l1_offset, bytes, raw, 0);
     if (ret < 0)
         return error_set_errno(error, -ret, "Could not read a snapshot's L1 table");
-    for (uint32_t i = 0; i < entry->l1_size; i++) {
-        uint64_t offset = load_be64(raw + (size_t)i * 8) & Q2_OFFSET_MASK;
-        if (offset)
-            q2_meta_add(q, Q2_META_INACTIVE_L2, offset, q->cluster_size);
-    }
+    for (uint32_t i = 0; i < entry->l1_size; i++)
+        q2_meta_add_table(q, Q2_META_INACTIVE_L2, load_be64(raw + (size_t)i * 8) & Q2_OFFSET_MASK);
     return true;
 }
 

@@ -9,7 +9,7 @@
  * Claims: while a write fills new clusters, the guest range is claimed, and whoever else would change the same entries
  * waits. Requests to other clusters, and to clusters that have theirs, do not even look.
  */
-#include "block/drivers/qcow2/qcow2.h"
+#include "block/drivers/qcow2/event.h"
 
 Q2Claim *q2_claim_find(Qcow2 *q, uint64_t first, uint64_t n)
 {
@@ -151,11 +151,18 @@ static int write_co_new(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *
     return ret;
 }
 
-static int write_co_in_place(Qcow2 *q, const Q2Map *map, const IoVec *vec, size_t vec_offset)
+/* Sets @map->bytes to 0 when the world has changed: look again. */
+static int write_co_in_place(Qcow2 *q, uint64_t offset, Q2Map *map, const IoVec *vec, size_t vec_offset)
 {
     unsigned phase;
-    int ret = q2_co_meta_check(q, 0, map->host, map->bytes);
+    int ret = q2_co_map_event(q, BLKDEBUG_EVENT_WRITE_AIO, offset, map);
 
+    if (G_UNLIKELY(ret > 0)) {
+        map->bytes = 0;
+        return 0;
+    }
+    if (G_LIKELY(ret == 0))
+        ret = q2_co_meta_check(q, 0, map->host, map->bytes);
     if (G_UNLIKELY(ret < 0))
         return ret;
     phase = q2_data_enter(q);
@@ -180,7 +187,7 @@ int q2_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec,
         if (G_UNLIKELY(ret < 0))
             break;
         if (G_LIKELY(map.kind == Q2_NORMAL && map.copied)) {
-            ret = write_co_in_place(q, &map, vec, vec_offset);
+            ret = write_co_in_place(q, offset, &map, vec, vec_offset);
         } else {
             dropped = true;
             ret = write_co_new(q, offset, bytes, vec, vec_offset, &map.bytes);
