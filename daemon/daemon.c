@@ -8,6 +8,7 @@
 #include "block/aio/io.h"
 #include "block/export/export.h"
 #include "block/jobs/job.h"
+#include "qapi/events.h"
 
 enum {
     COMMANDS_PATIENCE_MS = 1000, /* for commands that are being carried out, before they are cancelled */
@@ -115,12 +116,14 @@ static void end_co_entry(void *opaque)
     loop_stop(d->loop);
 }
 
-void daemon_end(Daemon *d)
+void daemon_end(Daemon *d, ShutdownCause cause)
 {
     if (d->quitting) {
         return;
     }
     d->quitting = true;
     process_stopping();
+    /* QEMU's own program has no such event in its storage daemon; who knows QEMU waits for it all the same. */
+    qapi_emit_shutdown(&(ShutdownEvent){.guest = false, .reason = cause});
     coroutine_start(d->loop, end_co_entry, d);
 }

@@ -45,7 +45,8 @@ Daemon *daemon_new(Loop *loop);
 void daemon_free(Daemon *daemon);
 
 /*
- * Begins the end, once: start-up and new work stop, exports close, jobs are cancelled, images flushed and closed,
- * sessions told; then loop_stop(). Returns at once; may be called from anywhere on the loop's thread.
+ * Begins the end, once: SHUTDOWN tells clients @cause, start-up and new work stop, exports close, jobs are cancelled,
+ * images flushed and closed, sessions told; then loop_stop(). Returns at once; may be called from anywhere on the
+ * loop's thread.
  */
-void daemon_end(Daemon *daemon);
+void daemon_end(Daemon *daemon, ShutdownCause cause);

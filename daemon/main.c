@@ -33,7 +33,7 @@ static void signals_co_entry(void *opaque)
     while (!d->quitting) {
         struct signalfd_siginfo info;
         if (aio_co_poll(d->signal_fd, POLLIN) > 0 && read(d->signal_fd, &info, sizeof(info)) == sizeof(info)) {
-            daemon_end(d);
+            daemon_end(d, SHUTDOWN_CAUSE_HOST_SIGNAL);
         }
     }
     d->signals = NULL;

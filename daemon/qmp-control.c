@@ -56,7 +56,7 @@ bool qmp_co_query_qmp_schema(QmpContext *ctx, JsonNode **ret, GError **error)
 bool qmp_co_quit(QmpContext *ctx, GError **error)
 {
     Daemon *d = ctx->daemon;
-    daemon_end(d);
+    daemon_end(d, SHUTDOWN_CAUSE_HOST_QMP_QUIT);
     d->commands--;
     coqueue_wake_all(&d->idle);
     while (!d->closed) {

@@ -107,7 +107,7 @@ static void startup_co_entry(void *opaque)
     if (!ok && !d->quitting) {
         g_printerr("storage-daemon: %s\n", error->message);
         *s->failed = true;
-        daemon_end(d);
+        daemon_end(d, SHUTDOWN_CAUSE_HOST_ERROR);
     } else if (ok && !d->quitting) {
         process_ready();
         d->serving = true;

@@ -300,7 +300,7 @@ class Stdio(sd.Case):
         self.assertIn('QMP', lines[0])
         self.assertEqual([line for line in lines if 'return' in line][1]['id'], 1)
         self.assertEqual(lines[-1], {'return': {}})
-        self.assertEqual(len(lines), 4)
+        self.assertEqual([line['event'] for line in lines if 'event' in line], ['SHUTDOWN'])
 
     def test_end_of_input(self):
         """The end of standard input ends the session, not the process."""
@@ -323,6 +323,7 @@ class Ends(sd.Case):
                     h.pwrite(b'x' * 4096, 65536)
                     d.cmd('blockdev-mirror', job_id='j', device='a', target='b', sync='full', speed=1)
                     d.process.send_signal(number)
+                    self.assertEqual(d.event_wait('SHUTDOWN')['data']['reason'], 'host-signal')
                     d.check_exit()
                 sd.check_image(image)
                 sd.qemu_io(image, 'read -P 0x78 65536 4096', fmt='qcow2')

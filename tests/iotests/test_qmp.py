@@ -44,6 +44,13 @@ class Raw:
         self.send(data)
         return self.receive()
 
+    def reply(self):
+        """The next message that is no event."""
+        while 'event' in (message := self.receive()):
+            pass
+        return message
+        return message
+
     def silent(self, seconds=0.2):
         """Does nothing arrive for so long?"""
         self.sock.settimeout(seconds)
@@ -385,15 +392,17 @@ class Quit(QmpCase):
     def test_replies_and_ends(self):
         other = self.session()
         self.raw.send('{"execute": "quit", "id": "bye"}{"execute": "query-version"}')
+        event = self.raw.receive()
+        self.assertEqual((event['event'], event['data']), ('SHUTDOWN', {'guest': False, 'reason': 'host-qmp-quit'}))
         self.assertEqual(self.raw.receive(), {'return': {}, 'id': 'bye'})
         for s in (self.raw, other):
             with self.assertRaises(sd.Disconnected):
-                s.receive()
+                s.reply()
         self.d.check_exit()
         self.assertFalse(os.path.exists(self.d.socket))
 
     def test_job_ends_first(self):
-        """The reply comes after the last events of jobs and exports."""
+        """SHUTDOWN, the last events of exports and jobs, and then the reply."""
         self.d.cmd('blockdev-add', driver='null-co', node_name='a', size=1 << 30)
         self.d.cmd('blockdev-add', driver='null-co', node_name='b', size=1 << 30)
         self.d.cmd('nbd-server-start', addr={'type': 'unix', 'data': {'path': self.path('nbd')}})
@@ -403,8 +412,9 @@ class Quit(QmpCase):
         other.send({'execute': 'quit', 'id': 'bye'})
         seen = []
         while 'return' not in (message := other.receive()):
-            seen.append((message['event'], message['data'].get('status') or message['data'].get('device') or
+            seen.append((message['event'], message['data'].get('reason') or message['data'].get('status') or message['data'].get('device') or
                          message['data'].get('id')))
+        self.assertEqual(seen[0], ('SHUTDOWN', 'host-qmp-quit'))
         self.assertIn(('BLOCK_EXPORT_DELETED', 'e'), seen)
         self.assertIn(('BLOCK_JOB_CANCELLED', 'j'), seen)
         self.assertEqual(seen[-1], ('JOB_STATUS_CHANGE', 'null'))
@@ -429,7 +439,7 @@ class Quit(QmpCase):
         """A command that waits for a silent server cannot keep the process alive."""
         self.stuck_command()
         self.raw.send({'execute': 'quit'})
-        self.assertEqual(self.raw.receive(), {'return': {}})
+        self.assertEqual(self.raw.reply(), {'return': {}})
         self.d.check_exit()
 
     def test_nothing_after_it(self):
@@ -438,10 +448,10 @@ class Quit(QmpCase):
         other = self.session()
         self.raw.send({'execute': 'quit', 'id': 1})
         other.send({'execute': 'quit', 'id': 2})
-        self.assertEqual(self.raw.receive(), {'return': {}, 'id': 1})
+        self.assertEqual(self.raw.reply(), {'return': {}, 'id': 1})
         with self.assertRaises((sd.Disconnected, ConnectionResetError)):
-            other.receive()
-        self.assertIn('error', stuck.receive())
+            other.reply()
+        self.assertIn('error', stuck.reply())
         self.d.check_exit()
 
 
