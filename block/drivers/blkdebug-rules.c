@@ -191,7 +191,7 @@ static int config_read(void *opaque)
     return ret;
 }
 
-static bool co_read_config(Blkdebug *s, const char *path, GError **error)
+static bool config_co_load(Blkdebug *s, const char *path, GError **error)
 {
     ConfigFile file = {.path = path};
     int ret = aio_co_worker(config_read, &file);
@@ -213,7 +213,7 @@ bool blkdebug_co_rules_init(Blkdebug *s, const BlockdevOptionsBlkdebug *options,
     s->rules = g_ptr_array_new_with_free_func(rule_free);
     s->armed = g_ptr_array_new();
     s->state = 1;
-    if (options->config && *options->config && !co_read_config(s, options->config, error))
+    if (options->config && *options->config && !config_co_load(s, options->config, error))
         return false;
     for (size_t i = 0; options->inject_error && i < options->inject_error->len; i++)
         if (!add_inject(s, options->inject_error->items[i], error))
@@ -275,7 +275,7 @@ static char *take_break(Blkdebug *s, BlkdebugEvent event)
     return NULL;
 }
 
-static void co_hold(Blkdebug *s, const char *tag)
+static void rules_co_hold(Blkdebug *s, const char *tag)
 {
     BlkdebugHeld held = {.tag = tag, .next = s->held};
 
@@ -295,7 +295,7 @@ void blkdebug_co_event(Node *node, BlkdebugEvent event)
     arm_errors(s, event);
     s->state = next_state(s, event);
     while ((tag = take_break(s, event))) {
-        co_hold(s, tag);
+        rules_co_hold(s, tag);
         g_free(tag);
     }
 }
