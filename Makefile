@@ -144,7 +144,7 @@ FUZZ_MAIN ?= $(BUILD)/obj/tests/fuzz/replay.o
 define fuzz_rule
 $(BUILD)/tests/fuzz/$(1)-%: $(BUILD)/obj/tests/fuzz/$(1)-%.o $(FUZZ_MAIN) $(call libs,$(1))
 	@mkdir -p $$(@D)
-	$(call say,LINK $@)
+	$$(call say,LINK $$@)
 	$(Q)$$(CC) $$(LDFLAGS) $$(FUZZ_LDFLAGS) -o $$@ $$^ $$(LDLIBS)
 endef
 $(foreach s,$(STOREYS),$(eval $(call fuzz_rule,$(s))))

@@ -100,7 +100,7 @@ static const NbdExportInfo *find_export(const NbdHandshake *hs, const char *name
     for (guint i = 0; i < hs->exports->len; i++) {
         const NbdExportInfo *info = g_ptr_array_index(hs->exports, i);
 
-        if (strlen(info->name) == len && !memcmp(info->name, name, len)) {
+        if (strlen(info->name) == len && (len == 0 || !memcmp(info->name, name, len))) {
             return info;
         }
     }
