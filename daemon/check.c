@@ -181,3 +181,20 @@ bool options_check_names(const Options *options, GError **error)
     }
     return ok;
 }
+
+bool options_check_background(const Options *options, GError **error)
+{
+    if (!options_last(options, "daemonize")) {
+        return true;
+    }
+    for (guint i = 0; i < options->list->len; i++) {
+        const Option *o = g_ptr_array_index(options->list, i);
+        if (strcmp(o->word->name, "chardev") == 0 &&
+            ((const ChardevOptions *)o->value)->backend == CHARDEV_BACKEND_KIND_STDIO) {
+            error_set(error, "'backend': stdio does not work in the background (daemonize)");
+            option_blame(o, error);
+            return false;
+        }
+    }
+    return true;
+}

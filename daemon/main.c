@@ -92,11 +92,12 @@ int main(int argc, char **argv)
         printf("storage-daemon version " SD_VERSION "\n");
         return 0;
     }
-    if (options_last(options, "check-config")) {
-        if (!options_check_names(options, &error)) {
-            g_printerr("storage-daemon: %s\n", error->message);
-            return 1;
-        }
+    bool checking = options_last(options, "check-config") != NULL;
+    if (!options_check_background(options, &error) || (checking && !options_check_names(options, &error))) {
+        g_printerr("storage-daemon: %s\n", error->message);
+        return 1;
+    }
+    if (checking) {
         printf("storage-daemon: configuration OK\n");
         return 0;
     }

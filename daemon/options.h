@@ -85,5 +85,8 @@ bool config_read(Options *options, const char *path, GError **error);
 /* check.c: names that two options give, and names that are used but given by none. */
 bool options_check_names(const Options *options, GError **error);
 
+/* check.c: refuses what a process in the background cannot have. */
+bool options_check_background(const Options *options, GError **error);
+
 /* The text of --help. */
 void options_print_help(void);

@@ -383,6 +383,12 @@ class Ends(sd.Case):
         self.assertIn('/no/such', p.stderr)
         self.assertEqual(os.listdir(self.dir), [])
 
+    def test_no_stdio_in_the_background(self):
+        for more in ([], ['--check-config']):
+            p = daemon('--daemonize', '--chardev', 'stdio,id=s', '--monitor', 's', *more)
+            self.assertEqual(p.returncode, 1)
+            self.assertIn('--chardev stdio,id=s: ', p.stderr)
+
     def test_systemd(self):
         """Type=notify."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:

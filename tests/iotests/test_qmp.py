@@ -309,6 +309,24 @@ class Sessions(QmpCase):
         for i, s in enumerate(sessions):
             self.assertEqual(s.receive()['id'], i)
 
+    def test_limit(self):
+        """More clients than there are sessions for wait until one leaves."""
+        sessions = [self.session(negotiate=False) for _ in range(240)]
+        late = []
+        for _ in range(40):
+            s = socket.socket(socket.AF_UNIX)
+            self.addCleanup(s.close)
+            s.connect(self.d.socket)
+            late.append(s)
+        late[-1].settimeout(0.2)
+        with self.assertRaises(TimeoutError):
+            late[-1].recv(1)
+        self.assertAlive()
+        for s in sessions:
+            s.close()
+        late[-1].settimeout(sd.TIMEOUT)
+        self.assertEqual(late[-1].recv(7), b'{"QMP":')
+
     def test_connect_and_leave(self):
         for _ in range(300):
             Raw(self.d.socket, negotiate=False).close()
