@@ -17,6 +17,8 @@
 /* Data of writes up to this much is used where it was received; for more a buffer of its own is filled from the socket
  * directly. */
 #define INLINE_PAYLOAD (64u * 1024)
+/* How much of what follows is received together with such data. */
+#define READ_AHEAD 4096u
 /* How often receive buffers are taken from clients that fell silent. */
 #define IDLE_NS INT64_C(1000000000)
 /* What the kernel may hold of our answers: a load of big reads. */
@@ -306,6 +308,35 @@ static bool needs_aligned_memory(const NbdClient *client)
     return node && node->limits.min_mem_align > 1;
 }
 
+/* Receives what is left of a large write's data straight into its buffer, and with it the beginning of what comes next,
+ * so that a row of large writes takes one call each. The receive buffer has been emptied. */
+static bool client_co_recv_data(NbdClient *client, uint8_t *p, size_t size)
+{
+    NbdInBuf *in = client->in;
+
+    if (in->refs == 1) {
+        in->start = in->end = 0;
+    }
+    while (size) {
+        struct iovec iov[2] = {
+            {.iov_base = p, .iov_len = size},
+            {.iov_base = in->data + in->end, .iov_len = MIN(READ_AHEAD, NBD_IN_BUF_DATA - in->end)},
+        };
+        struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 2};
+        ssize_t n = aio_co_recvmsg(client->fd, &msg, 0);
+        size_t got;
+
+        if (n <= 0) {
+            return false;
+        }
+        got = MIN((size_t)n, size);
+        p += got;
+        size -= got;
+        in->end += (size_t)n - got;
+    }
+    return true;
+}
+
 /* Receives the data of write @req. False: the connection is of no use. */
 static bool client_co_payload(NbdClient *client, NbdReq *req)
 {
@@ -331,7 +362,7 @@ static bool client_co_payload(NbdClient *client, NbdReq *req)
     have = MIN(in->end - in->start, req->len);
     memcpy(req->data, in->data + in->start, have);
     in->start += have;
-    return client_co_recv_all(client, req->data + have, req->len - have);
+    return client_co_recv_data(client, req->data + have, req->len - have);
 }
 
 /* Parses one request and starts it. False: no more of them. */
