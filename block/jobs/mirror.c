@@ -26,8 +26,8 @@ static void mirror_dirtied(void *opaque)
 {
     MirrorJob *m = opaque;
 
-    /* The active filter looks itself, once it knows whether the target has got the write too. */
-    if (m->idle && !m->active)
+    /* The active filter, which holds the lock, looks itself once it knows whether the target has got the write too. */
+    if (m->idle && !(m->active && m->copy->lock.holds))
         job_kick(&m->common);
 }
 

@@ -26,9 +26,10 @@ class JobCase(sd.Case):
         d.poll()
         return [e['data']['status'] for e in d.event_log if e['event'] == 'JOB_STATUS_CHANGE' and e['data']['id'] == job]
 
-    def story(self, d, job):
+    def story(self, d, job, poll=True):
         """All events of the job in order: states in lower case, other events by name."""
-        d.poll()
+        if poll:
+            d.poll()
         out = []
         for e in d.event_log:
             data = e.get('data', {})
