@@ -13,6 +13,8 @@ static void node_quiesce(Node *node)
         return;
     for (GList *l = node->parents.head; l; l = l->next)
         child_quiesce(l->data);
+    if (node->drv->drained_begin)
+        node->drv->drained_begin(node);
 }
 
 static void node_unquiesce(Node *node)

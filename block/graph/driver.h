@@ -28,6 +28,7 @@ typedef enum ReqFlags {
     REQ_WRITE_UNCHANGED = 1 << 3,  /* visible data stays the same: needs PERM_WRITE_UNCHANGED only, dirties no bitmap */
     REQ_WRITE_COMPRESSED = 1 << 4, /* store compressed: whole clusters only */
     REQ_SERIALISING = 1 << 5,      /* waits for overlapping requests and holds later ones up */
+    REQ_COPY_ON_READ = 1 << 6,     /* a read: what the node has not allocated is written to it (PERM_WRITE_UNCHANGED) */
 } ReqFlags;
 
 /* What an image is created with. Strings borrowed; NULL or 0 means "the format's default". */
@@ -73,6 +74,18 @@ struct Driver {
     void (*set_perm)(Node *node, unsigned perm, unsigned shared);
     void (*abort_perm)(Node *node);
 
+    /* ---- changes of the graph ---- */
+    /* x-blockdev-change: takes @child as another child, or gives @child up. Does its own drain and transaction. NULL:
+     * has a fixed number of children. */
+    bool (*co_add_child)(Node *node, Node *child, GError **error);
+    bool (*co_remove_child)(Node *node, Child *child, GError **error);
+    /* Could @to_replace, at or below @node, be replaced by a node with @node's data without anybody seeing other data?
+     * NULL: a filter asks its child, others say no. */
+    bool (*can_replace)(Node *node, const Node *to_replace);
+    /* A drained section begins: requests that the driver holds back go on now; new ones are not held back while
+     * node->quiesced. Must not yield. */
+    void (*drained_begin)(Node *node);
+
     /* ---- data: 0 or -errno; offsets and bytes in bytes; buffer is @vec from @vec_offset on ---- */
     int (*co_preadv)(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
     /* @flags: only those in node->supported_write_flags (the graph emulates FUA by a flush otherwise). */
@@ -85,6 +98,8 @@ struct Driver {
     int (*co_pwritev_compressed)(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset);
     /* Writes the driver's own caches down; the graph flushes the children afterwards. */
     int (*co_flush)(Node *node);
+    /* Instead of the graph's flush of every child, which all must manage. NULL: that. */
+    int (*co_flush_children)(Node *node);
     /* For protocols: makes everything durable that co_pwritev completed. Not called with cache.no-flush. */
     int (*co_flush_to_disk)(Node *node);
     /* What is known of [offset, offset + *ret->bytes) at this layer; sets ret->flags, bytes (>= 1), map, file. NULL:

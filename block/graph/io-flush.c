@@ -19,7 +19,9 @@ static int node_co_flush_once(Node *node, bool dirty)
     ret = drv->co_flush ? drv->co_flush(node) : 0;
     if (ret == 0 && dirty && !node->flags.cache_no_flush)
         child_co_debug_event(node->file, BLKDEBUG_EVENT_FLUSH_TO_DISK);
-    for (guint i = 0; i < node->children->len && ret == 0; i++) {
+    if (drv->co_flush_children && ret == 0)
+        ret = drv->co_flush_children(node);
+    for (guint i = 0; !drv->co_flush_children && i < node->children->len && ret == 0; i++) {
         Child *child = g_ptr_array_index(node->children, i);
         /* Backing files are never written through this node, except by what holds write permission on them. */
         if (!(child->role & ROLE_COW) || (child->perm & PERM_WRITE))

@@ -55,7 +55,7 @@ static int driver_co_zero(Node *node, uint64_t offset, uint64_t bytes, ReqFlags 
         return node->drv->co_pwrite_zeroes(node, offset, bytes, flags & node->supported_zero_flags);
     }
     if (node_filtered_child(node))
-        return child_co_pwrite_zeroes(node->file, offset, bytes, flags & ~REQ_FUA);
+        return child_co_pwrite_zeroes(node->file, offset, bytes, flags & (node->supported_zero_flags | ~REQ_FUA));
     return -ENOTSUP;
 }
 

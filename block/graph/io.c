@@ -110,7 +110,7 @@ static int node_co_read_pieces(Node *node, uint64_t offset, uint64_t bytes, cons
     return 0;
 }
 
-static int node_co_read(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset)
+int node_co_read(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset)
 {
     uint64_t align = node->limits.request_alignment;
 
@@ -131,11 +131,17 @@ int child_co_preadv(Child *child, uint64_t offset, uint64_t bytes, const IoVec *
     int ret;
 
     node_in_flight_inc(node);
-    if (flags & REQ_SERIALISING) {
+    if (G_UNLIKELY(flags & (REQ_SERIALISING | REQ_COPY_ON_READ))) {
         TrackedRequest req;
         tracked_begin(&req, node, offset, bytes);
-        tracked_co_serialise(&req, node->limits.request_alignment);
-        ret = node_co_read(node, offset, bytes, vec, vec_offset);
+        if (flags & REQ_SERIALISING)
+            tracked_co_serialise(&req, node->limits.request_alignment);
+        if (flags & REQ_COPY_ON_READ) {
+            g_assert(child->perm & (PERM_WRITE | PERM_WRITE_UNCHANGED));
+            ret = node_co_read_copying(node, &req, offset, bytes, vec, vec_offset);
+        } else {
+            ret = node_co_read(node, offset, bytes, vec, vec_offset);
+        }
         tracked_end(&req);
     } else {
         ret = node_co_read(node, offset, bytes, vec, vec_offset);
@@ -159,7 +165,8 @@ static int driver_co_write(Node *node, uint64_t offset, uint64_t bytes, const Io
         return drv->co_pwritev(node, offset, bytes, vec, vec_offset, flags & node->supported_write_flags);
     }
     if (node_filtered_child(node))
-        return child_co_pwritev(node->file, offset, bytes, vec, vec_offset, flags & ~REQ_FUA);
+        return child_co_pwritev(node->file, offset, bytes, vec, vec_offset,
+                                flags & (node->supported_write_flags | ~REQ_FUA));
     return -ENOTSUP;
 }
 

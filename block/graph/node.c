@@ -221,6 +221,15 @@ bool node_chain_contains(Node *top, Node *base)
     return top == base && base;
 }
 
+bool node_can_replace(Node *node, const Node *to_replace)
+{
+    if (node == to_replace)
+        return true;
+    if (node->drv->can_replace)
+        return node->drv->can_replace(node, to_replace);
+    return node_filtered_child(node) && node_can_replace(node->file->node, to_replace);
+}
+
 bool node_reaches(Node *node, Node *descendant)
 {
     if (node == descendant)

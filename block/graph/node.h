@@ -244,6 +244,9 @@ Node *node_skip_implicit(Node *node);
 Node *node_backing(Node *node);
 /* Is @base in @top's backing chain (filters included) or @top itself? */
 bool node_chain_contains(Node *top, Node *base);
+/* May a node with @node's data take the place of @to_replace without anybody seeing other data? Of @node itself, of
+ * what it filters, and of what its driver says (a quorum's children). */
+bool node_can_replace(Node *node, const Node *to_replace);
 /* Can @descendant be reached from @node over any edges? */
 bool node_reaches(Node *node, Node *descendant);
 

@@ -44,5 +44,3 @@ extern const JobDriver mirror_job_driver;
 
 /* Lets the dirty bitmap wake the job. */
 void mirror_watch(MirrorJob *m);
-/* May @node's mirror take the place of @to_replace: would it show the same data there? */
-bool mirror_can_replace(Node *node, Node *to_replace);

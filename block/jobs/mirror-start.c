@@ -25,7 +25,7 @@ static Node *find_to_replace(Node *source, const char *name, GError **error)
         error_set(error, "Failed to find node with node-name='%s'", name);
         return NULL;
     }
-    if (!mirror_can_replace(source, node)) {
+    if (!node_can_replace(source, node)) {
         error_set(
             error,
             "Cannot replace '%s' by a node mirrored from '%s', because it cannot be guaranteed that doing so would "

@@ -208,14 +208,6 @@ static bool mirror_must_force(Job *job, bool force)
 /* ---- the end ------------------------------------------------------------------------------------------------------
  */
 
-bool mirror_can_replace(Node *node, Node *to_replace)
-{
-    for (; node; node = node_filtered_child(node) ? node_filtered_child(node)->node : NULL)
-        if (node == to_replace)
-            return true;
-    return false;
-}
-
 /* Puts the target where @to_replace is, and the filter out of the way, in one go. */
 static bool mirror_co_switch(MirrorJob *m, Node *to_replace, GError **error)
 {
@@ -252,7 +244,7 @@ static int mirror_co_prepare(Job *job, GError **ret_error)
         return 0;
     if (m->replaces) {
         to_replace = graph_find_node(job->graph, m->replaces);
-        ok = to_replace && mirror_can_replace(m->source, to_replace);
+        ok = to_replace && node_can_replace(m->source, to_replace);
         if (!ok)
             error_set(&error,
                       "Can no longer replace '%s' by '%s', because it can no longer be guaranteed that doing so would "
