@@ -58,6 +58,8 @@ static void acceptor_co_entry(void *opaque)
         if (fd >= 0) {
             if (l->port) {
                 setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+                /* A peer that vanished without a word is found out in the end. */
+                setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
             }
             l->accepted(fd, l->opaque);
         } else if (fd == -EINVAL || fd == -EBADF || fd == -ENOTSOCK || fd == -EOPNOTSUPP) {

@@ -533,6 +533,28 @@ class Limits(sd.Case):
             r.sock.close()
         Raw(path).go().sock.close()
 
+    def test_out_of_descriptors(self):
+        """Clients beyond what the process may open wait; the others and QMP go on."""
+        d = self.daemon('--blockdev', 'null-co,node-name=n,size=65536,read-zeroes=on', wrapper=('prlimit', '--nofile=64:64'))
+        path = self.path('nbd')
+        d.cmd('nbd-server-start', {'addr': {'type': 'unix', 'data': {'path': path}}, 'max-connections': 0})
+        d.cmd('block-export-add', type='nbd', id='e', node_name='n', name='disk')
+        clients = [Raw(path, None) for _ in range(100)]
+        self.addCleanup(lambda: [r.sock.close() for r in clients])
+        self.assertEqual(GREETING, clients[0].recv(18))
+        time.sleep(0.3)
+        d.cmd('query-block-exports')
+        with open(f'/proc/{d.pid}/stat') as f:
+            before = sum(map(int, f.read().rsplit(')')[1].split()[11:13]))
+        time.sleep(1)
+        with open(f'/proc/{d.pid}/stat') as f:
+            after = sum(map(int, f.read().rsplit(')')[1].split()[11:13]))
+        self.assertLess((after - before) / os.sysconf('SC_CLK_TCK'), 0.5, 'it spins')
+        for r in clients[:50]:
+            r.sock.close()
+        for r in clients[50:]:
+            self.assertEqual(GREETING, r.recv(18))
+
     def test_stopped_daemon_goes_on(self):
         """Requests that arrive while the process stands still are all answered after."""
         d = self.daemon('--blockdev', 'null-co,node-name=n,size=1048576,read-zeroes=on')
