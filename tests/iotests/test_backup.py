@@ -155,7 +155,9 @@ class Clients(JobCase):
         d = self.daemon()
         self.pair(d, 'raw', size=self.SIZE, data=[(0, self.SIZE, 1)])
         d.cmd('blockdev-backup', job_id='b', device='src', target='dst', sync='full', speed=sd.MIB)
+        self.wait_status(d, 'b', 'paused')  # the drained section at the start
         d.cmd('job-pause', id='b')
+        self.wait_status(d, 'b', 'paused')
         self.assertSubset({'paused': True, 'status': 'paused', 'busy': False}, d.job('b'))
         offset = d.job('b')['offset']
         d.poll(0.3)
