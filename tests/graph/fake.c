@@ -137,7 +137,7 @@ static void fake_abort_perm(Node *node)
 
 static int64_t fake_co_getlength(Node *node)
 {
-    return (int64_t)node->size;
+    return (int64_t)fake_of(node)->length;
 }
 
 static bool fake_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode prealloc, ReqFlags flags,
@@ -148,7 +148,7 @@ static bool fake_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode
     f->data = g_realloc(f->data, size);
     if (size > node->size)
         memset(f->data + node->size, 0, size - node->size);
-    node->size = size;
+    f->length = size; /* the graph asks and updates the node itself */
     return true;
 }
 
@@ -177,6 +177,7 @@ static Node *fake_new(const Driver *drv, const char *name, uint64_t size)
     assert_non_null(node);
     if (drv->state_size) {
         fake_of(node)->data = g_malloc0(size);
+        fake_of(node)->length = size;
         fake_of(node)->log = g_string_new(NULL);
         fake_of(node)->zeroes_native = true;
     }

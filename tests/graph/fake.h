@@ -11,9 +11,10 @@
 #include <cmocka.h>
 
 typedef struct Fake {
-    uint8_t *data; /* node->size bytes */
-    GString *log;  /* "r 0+512 w 512+512 z … d … f …", since fake_log_take() */
-    bool hold;     /* requests wait in held until fake_release() */
+    uint8_t *data;   /* of length bytes */
+    uint64_t length; /* what co_getlength says */
+    GString *log;    /* "r 0+512 w 512+512 z … d … f …", since fake_log_take() */
+    bool hold;       /* requests wait in held until fake_release() */
     CoQueue held;
     int held_count;
     int fail; /* errno for every request, 0: none */
