@@ -20,7 +20,8 @@ static int filter_co_before_write(Node *node, uint64_t offset, uint64_t bytes)
     rangelock_take(&b->copy->lock, &hold, offset, offset + bytes);
     ret = copy_co_before_write(b->copy, offset, bytes);
     rangelock_release(&hold);
-    return ret;
+    /* A copy that was given up needs no old data any more: the client goes on. */
+    return ret < 0 && job_is_cancelled(&b->common) ? 0 : ret;
 }
 
 static int filter_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset,
