@@ -529,13 +529,15 @@ static void fault_test(void **which)
 int main(void)
 {
     struct CMUnitTest tests[2 * G_N_ELEMENTS(cases)];
+    static char names[G_N_ELEMENTS(cases)][80];
     const char *only = g_getenv("SD_ONLY");
 
     for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
         tests[2 * i] =
             (struct CMUnitTest){.name = cases[i].name, .test_func = crash_test, .initial_state = (void *)&cases[i]};
         tests[2 * i + 1] = tests[2 * i];
-        tests[2 * i + 1].name = g_strdup_printf("faults: %s", cases[i].name);
+        g_snprintf(names[i], sizeof(names[i]), "faults: %s", cases[i].name);
+        tests[2 * i + 1].name = names[i];
         tests[2 * i + 1].test_func = fault_test;
     }
     if (only)

@@ -188,6 +188,19 @@ static void q2_co_close(Node *node)
     release(q);
 }
 
+static bool q2_co_set_read_only(Node *node, bool read_only, GError **error)
+{
+    Qcow2 *q = q2_of(node);
+    int ret;
+
+    if (!read_only) {
+        q2_meta_free(q); /* writers need it; it may stem from an earlier time of writing */
+        return q2_header_check_use(&q->header, true, error) && q2_meta_init(q, error) && open_co_meta(q, error);
+    }
+    ret = q->corrupt ? 0 : q2_co_settle(q);
+    return ret == 0 || error_set_errno(error, -ret, "Could not write the metadata of node '%s'", node->name);
+}
+
 static int q2_co_flush(Node *node)
 {
     return q2_co_commit(q2_of(node));
@@ -247,6 +260,7 @@ const Driver driver_qcow2 = {
     .supports_backing = true,
     .co_open = q2_co_open,
     .co_close = q2_co_close,
+    .co_set_read_only = q2_co_set_read_only,
     .co_getlength = q2_co_getlength,
     .refresh_limits = q2_refresh_limits,
     .co_preadv = q2_co_preadv,

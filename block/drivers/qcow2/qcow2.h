@@ -347,6 +347,30 @@ void q2_claim_end(Qcow2 *q, Q2Claim *claim);
 /* Waits for all claims on the range and makes one. */
 void q2_claim_co_wait(Qcow2 *q, Q2Claim *claim, uint64_t first, uint64_t n);
 
+/* pieces.c: parts of one request that run at the same time. Zero-initialise but for q, vec and fn. */
+enum { Q2_PIECES = 8 };
+typedef int Q2PieceFn(Qcow2 *q, const Q2Map *map, uint64_t offset, const IoVec *vec, size_t vec_offset);
+typedef struct Q2Pieces Q2Pieces;
+typedef struct Q2Piece {
+    Q2Pieces *all; /* NULL: free */
+    Q2Map map;
+    uint64_t offset;
+    size_t vec_offset;
+} Q2Piece;
+struct Q2Pieces {
+    Qcow2 *q;
+    const IoVec *vec;
+    Q2PieceFn *fn;
+    unsigned n; /* running */
+    int ret;    /* the first error */
+    CoQueue done;
+    Q2Piece pieces[Q2_PIECES];
+};
+/* Starts fn for one piece (or runs it, when many run already). Must be called right after the lookup of @map. */
+void q2_pieces_co_add(Q2Pieces *all, const Q2Map *map, uint64_t offset, size_t vec_offset);
+/* Waits for all; 0 or the first error. */
+int q2_pieces_co_wait(Q2Pieces *all);
+
 int q2_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
 int q2_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
 int q2_co_pwritev_compressed(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset);

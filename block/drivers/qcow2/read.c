@@ -20,43 +20,59 @@ int q2_co_read_backing(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *v
     return child_co_preadv(backing, offset, inside, vec, vec_offset, 0);
 }
 
+/* One stretch that is alike. */
+static int read_co_piece(Qcow2 *q, const Q2Map *map, uint64_t offset, const IoVec *vec, size_t vec_offset)
+{
+    unsigned phase;
+    int ret;
+
+    switch (map->kind) {
+    case Q2_NORMAL:
+        phase = q2_data_enter(q);
+        ret = child_co_preadv(q->node->file, map->host, map->bytes, vec, vec_offset, 0);
+        q2_data_leave(q, phase);
+        return ret;
+    case Q2_PACKED:
+        return q2_co_read_packed(q, map->entry, offset, map->bytes, vec, vec_offset);
+    case Q2_UNALLOCATED:
+        return q2_co_read_backing(q, offset, map->bytes, vec, vec_offset);
+    default:
+        iov_memset(vec->iov, vec->n, vec_offset, 0, map->bytes);
+        return 0;
+    }
+}
+
+/* Several stretches, of which @map is the first. */
+static int read_co_pieces(Qcow2 *q, Q2Map *map, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset)
+{
+    Q2Pieces all = {.q = q, .vec = vec, .fn = read_co_piece};
+    int ret = 0;
+
+    for (;;) {
+        q2_pieces_co_add(&all, map, offset, vec_offset);
+        offset += map->bytes;
+        vec_offset += map->bytes;
+        bytes -= map->bytes;
+        if (!bytes || all.ret < 0)
+            break;
+        ret = q2_co_map(q, offset, bytes, map);
+        if (ret < 0)
+            break;
+    }
+    int first = q2_pieces_co_wait(&all);
+    return first < 0 ? first : ret;
+}
+
 int q2_co_read(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset)
 {
-    while (bytes) {
-        Q2Map map;
-        unsigned phase;
-        int ret = q2_co_map(q, offset, bytes, &map);
+    Q2Map map;
+    int ret = q2_co_map(q, offset, bytes, &map);
 
-        if (G_UNLIKELY(ret < 0))
-            return ret;
-        switch (map.kind) {
-        case Q2_NORMAL:
-            ret = q2_co_map_event(q, BLKDEBUG_EVENT_READ_AIO, offset, &map);
-            if (G_UNLIKELY(ret > 0))
-                continue;
-            if (G_UNLIKELY(ret < 0))
-                return ret;
-            phase = q2_data_enter(q);
-            ret = child_co_preadv(q->node->file, map.host, map.bytes, vec, vec_offset, 0);
-            q2_data_leave(q, phase);
-            break;
-        case Q2_PACKED:
-            ret = q2_co_read_packed(q, map.entry, offset, map.bytes, vec, vec_offset);
-            break;
-        case Q2_UNALLOCATED:
-            ret = q2_co_read_backing(q, offset, map.bytes, vec, vec_offset);
-            break;
-        default:
-            iov_memset(vec->iov, vec->n, vec_offset, 0, map.bytes);
-            break;
-        }
-        if (G_UNLIKELY(ret < 0))
-            return ret;
-        offset += map.bytes;
-        vec_offset += map.bytes;
-        bytes -= map.bytes;
-    }
-    return 0;
+    if (G_UNLIKELY(ret < 0))
+        return ret;
+    if (G_LIKELY(map.bytes == bytes))
+        return read_co_piece(q, &map, offset, vec, vec_offset);
+    return read_co_pieces(q, &map, offset, bytes, vec, vec_offset);
 }
 
 int q2_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags)

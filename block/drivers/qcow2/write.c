@@ -152,17 +152,11 @@ static int write_co_new(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *
 }
 
 /* Sets @map->bytes to 0 when the world has changed: look again. */
-static int write_co_in_place(Qcow2 *q, uint64_t offset, Q2Map *map, const IoVec *vec, size_t vec_offset)
+static int write_co_in_place(Qcow2 *q, const Q2Map *map, uint64_t offset, const IoVec *vec, size_t vec_offset)
 {
     unsigned phase;
-    int ret = q2_co_map_event(q, BLKDEBUG_EVENT_WRITE_AIO, offset, map);
+    int ret = q2_co_meta_check(q, 0, map->host, map->bytes);
 
-    if (G_UNLIKELY(ret > 0)) {
-        map->bytes = 0;
-        return 0;
-    }
-    if (G_LIKELY(ret == 0))
-        ret = q2_co_meta_check(q, 0, map->host, map->bytes);
     if (G_UNLIKELY(ret < 0))
         return ret;
     phase = q2_data_enter(q);
@@ -171,32 +165,48 @@ static int write_co_in_place(Qcow2 *q, uint64_t offset, Q2Map *map, const IoVec 
     return ret;
 }
 
+/* Several stretches, or one that needs new clusters; @map is the first. Those in place run at the same time. */
+static int write_co_pieces(Qcow2 *q, Q2Map *map, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset)
+{
+    Q2Pieces all = {.q = q, .vec = vec, .fn = write_co_in_place};
+    int ret = 0, first;
+
+    for (;;) {
+        if (map->kind == Q2_NORMAL && map->copied)
+            q2_pieces_co_add(&all, map, offset, vec_offset);
+        else
+            ret = write_co_new(q, offset, bytes, vec, vec_offset, &map->bytes);
+        if (ret < 0 || all.ret < 0)
+            break;
+        offset += map->bytes;
+        vec_offset += map->bytes;
+        bytes -= map->bytes;
+        if (!bytes)
+            break;
+        ret = q2_co_map(q, offset, bytes, map);
+        if (ret < 0)
+            break;
+    }
+    first = q2_pieces_co_wait(&all);
+    q2_free_co_throttle(q);
+    return first < 0 ? first : ret;
+}
+
 int q2_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags)
 {
     Qcow2 *q = q2_of(node);
-    bool dropped = false;
+    Q2Map map;
     int ret = 0;
 
     if (G_UNLIKELY(q->corrupt))
         return -EIO;
     if (G_UNLIKELY(!q->wrote))
         ret = q2_co_before_first_write(q);
-    while (bytes && ret == 0) {
-        Q2Map map;
+    if (ret == 0)
         ret = q2_co_map(q, offset, bytes, &map);
-        if (G_UNLIKELY(ret < 0))
-            break;
-        if (G_LIKELY(map.kind == Q2_NORMAL && map.copied)) {
-            ret = write_co_in_place(q, offset, &map, vec, vec_offset);
-        } else {
-            dropped = true;
-            ret = write_co_new(q, offset, bytes, vec, vec_offset, &map.bytes);
-        }
-        offset += map.bytes;
-        vec_offset += map.bytes;
-        bytes -= map.bytes;
-    }
-    if (dropped)
-        q2_free_co_throttle(q);
-    return ret;
+    if (G_UNLIKELY(ret < 0))
+        return ret;
+    if (G_LIKELY(map.kind == Q2_NORMAL && map.copied && map.bytes == bytes))
+        return write_co_in_place(q, &map, offset, vec, vec_offset);
+    return write_co_pieces(q, &map, offset, bytes, vec, vec_offset);
 }
