@@ -3,6 +3,7 @@
  */
 #include "daemon/daemon.h"
 #include "daemon/chardev.h"
+#include "daemon/hmp.h"
 #include "daemon/process.h"
 #include "daemon/session.h"
 #include "block/aio/io.h"
@@ -24,6 +25,7 @@ Daemon *daemon_new(Loop *loop)
     d->graph = graph_new(loop);
     d->jobs = job_list_new(loop, d->graph);
     d->exports = export_list_new(loop, d->graph);
+    d->hmp_tags = g_ptr_array_new_with_free_func(g_free);
     qapi_set_event_sink(session_event, d);
     return d;
 }
@@ -38,6 +40,7 @@ void daemon_free(Daemon *d)
     export_list_free(d->exports);
     job_list_free(d->jobs);
     graph_free(d->graph);
+    g_ptr_array_free(d->hmp_tags, TRUE);
     g_free(d);
 }
 
@@ -96,6 +99,8 @@ static void end_co_entry(void *opaque)
     daemon_co_cancel(d, &d->startup);
     /* From here on nobody new comes in. */
     chardevs_co_close(d);
+    /* Requests at breakpoints would hold up all that follows. */
+    hmp_io_release(d);
     /* Jobs and exports first: commands may be waiting for theirs. */
     export_list_co_close_all(d->exports);
     job_list_co_cancel_all(d->jobs);
@@ -103,6 +108,8 @@ static void end_co_entry(void *opaque)
     /* What those commands made meanwhile. */
     export_list_co_close_all(d->exports);
     job_list_co_cancel_all(d->jobs);
+    hmp_io_release(d);
+    hmp_io_co_finish(d);
     graph_co_close_all(d->graph);
     d->closed = true;
     coqueue_wake_all(&d->on_closed);

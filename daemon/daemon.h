@@ -26,6 +26,11 @@ typedef struct Daemon {
     unsigned commands; /* being carried out, without the quits that wait for the end */
     CoQueue idle;      /* waits for commands or sessions to become fewer */
 
+    /* what qemu-io's commands leave behind: hmp-io*.c */
+    unsigned hmp_requests; /* of aio_read and aio_write, under way */
+    CoQueue hmp_idle;      /* waits for their end */
+    GPtrArray *hmp_tags;   /* of char *: the breakpoints that were ever set */
+
     /* the end: daemon.c */
     Coroutine *startup; /* runs until serving, then NULL */
     Coroutine *signals; /* waits for signals; NULL: not running */

@@ -59,6 +59,9 @@ struct Driver {
     bool (*co_open)(Node *node, const BlockdevOptions *options, GError **error);
     /* Writes out caches and releases state; the graph flushes the node before and its children after. Cannot fail. */
     void (*co_close)(Node *node);
+    /* The node becomes writable (called after its flags and permissions did) or read-only (before). Nothing is in
+     * flight. NULL: there is nothing to prepare or to write out. */
+    bool (*co_set_read_only)(Node *node, bool read_only, GError **error);
     /* Bytes; NULL: the primary child's size. Called after open and after truncate. -errno on failure. */
     int64_t (*co_getlength)(Node *node);
     /* Fills in node->limits beyond what the graph merged from the children. NULL: nothing to add. Never yields. */

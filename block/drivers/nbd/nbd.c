@@ -54,6 +54,13 @@ static bool nbd_check_facts(Node *node, NbdState *s, GError **error)
     return true;
 }
 
+static bool nbd_co_set_read_only(Node *node, bool read_only, GError **error)
+{
+    NbdState *s = node->state;
+
+    return read_only || !s->facts.read_only || error_set(error, "request on write denied without write permission");
+}
+
 static bool nbd_co_open(Node *node, const BlockdevOptions *options, GError **error)
 {
     const BlockdevOptionsNbd *o = &options->u.nbd;
@@ -126,6 +133,7 @@ const Driver driver_nbd = {
     .is_protocol = true,
     .co_open = nbd_co_open,
     .co_close = nbd_co_close,
+    .co_set_read_only = nbd_co_set_read_only,
     .co_getlength = nbd_co_getlength,
     .refresh_limits = nbd_refresh_limits,
     .co_preadv = nbdc_co_preadv,

@@ -1,0 +1,74 @@
+/*
+ * Read-only to writable and back. Drained, so that no request sees the way between.
+ */
+#include "block/graph/reopen.h"
+#include "block/graph/driver.h"
+#include "block/graph/graph-int.h"
+
+/* The node under @node that follows its lead: opened for it alone, without a will of its own. NULL: none. */
+static Node *follower(Node *node)
+{
+    Node *below = node->file ? node->file->node : NULL;
+    bool follows = below && !below->monitor_owned && below->parents.length == 1 &&
+                   !(below->options && below->options->has_read_only);
+
+    return follows ? below : NULL;
+}
+
+static void set_flags(Node *node, bool read_only)
+{
+    for (Node *n = node; n; n = follower(n))
+        n->flags.read_only = read_only;
+}
+
+/* The drivers' part, from the top down. */
+static bool drivers_co_change(Node *node, bool read_only, GError **error)
+{
+    for (Node *n = node; n; n = follower(n))
+        if (n->drv->co_set_read_only && !n->drv->co_set_read_only(n, read_only, error))
+            return false;
+    return true;
+}
+
+static bool node_co_make_writable(Node *node, GError **error)
+{
+    set_flags(node, false);
+    if (node_co_refresh_perms(node, error) && drivers_co_change(node, false, error))
+        return true;
+    set_flags(node, true);
+    if (!node_co_refresh_perms(node, NULL))
+        g_assert_not_reached(); /* asks for less than before */
+    return false;
+}
+
+static bool node_co_make_read_only(Node *node, GError **error)
+{
+    if (node->cum_perm & (PERM_WRITE | PERM_WRITE_UNCHANGED))
+        return error_set(error, "Cannot make block node read-only, there is a writer on it");
+    /* Drivers write out what they hold while they still may. */
+    if (!drivers_co_change(node, true, error))
+        return false;
+    set_flags(node, true);
+    if (node_co_refresh_perms(node, error))
+        return true;
+    set_flags(node, false);
+    return false;
+}
+
+bool node_co_set_read_only(Node *node, bool read_only, GError **error)
+{
+    bool ok;
+    int ret;
+
+    if (node->flags.read_only == read_only)
+        return true;
+    ret = node_co_flush(node);
+    if (ret < 0)
+        return error_set_errno(error, -ret, "Could not flush node '%s'", node->name);
+    node_ref(node);
+    node_co_drained_begin(node);
+    ok = read_only ? node_co_make_read_only(node, error) : node_co_make_writable(node, error);
+    node_drained_end(node);
+    node_co_unref(node);
+    return ok;
+}
