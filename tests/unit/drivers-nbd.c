@@ -181,6 +181,47 @@ static void many_at_once_co_body(void)
     server_stop(pid);
 }
 
+/* Writes that fill the socket while replies arrive: libnbd stops sending to read, and must get to go on. */
+static void big_co_entry(void *opaque)
+{
+    uint64_t index = (uintptr_t)opaque;
+    g_autofree uint8_t *buf = g_malloc(MIB), *back = g_malloc(MIB);
+
+    for (int round = 0; round < 4; round++) {
+        memset(buf, (int)index + round, MIB);
+        assert_int_equal(port_co_pwrite(many_port, index * MIB, MIB, buf, 0), 0);
+        assert_int_equal(port_co_pread(many_port, index * MIB, 4096, back, 0), 0);
+        assert_memory_equal(buf, back, 4096);
+    }
+    running--;
+}
+
+DRIVERS_TEST(big_writes)
+static void big_writes_co_body(void)
+{
+    GPid pid = server_start("memory 64M");
+    int64_t start;
+    Node *node;
+
+    if (!pid)
+        skip();
+    node = open_co_server("");
+    many_port = port_co_open(node, RW, PERM_ALL);
+    start = loop_now(loop, LOOP_CLOCK_REAL);
+    for (uintptr_t i = 0; i < 32; i++) {
+        running++;
+        coroutine_start(loop, big_co_entry, (void *)i);
+    }
+    while (running) {
+        aio_co_sleep_until(LOOP_CLOCK_REAL, loop_now(loop, LOOP_CLOCK_REAL) + 1000000);
+        if (loop_now(loop, LOOP_CLOCK_REAL) - start > INT64_C(20000000000))
+            g_error("%u writers are stuck", running);
+    }
+    port_co_free(many_port);
+    node_co_unref(node);
+    server_stop(pid);
+}
+
 DRIVERS_TEST(read_only)
 static void read_only_co_body(void)
 {
@@ -310,9 +351,9 @@ static void lost_and_found_co_body(void)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(names),        cmocka_unit_test(refusals),       cmocka_unit_test(requests),
-        cmocka_unit_test(many_at_once), cmocka_unit_test(read_only),      cmocka_unit_test(silent),
-        cmocka_unit_test(lost_at_once), cmocka_unit_test(lost_and_found),
+        cmocka_unit_test(names),        cmocka_unit_test(refusals),     cmocka_unit_test(requests),
+        cmocka_unit_test(many_at_once), cmocka_unit_test(big_writes),   cmocka_unit_test(read_only),
+        cmocka_unit_test(silent),       cmocka_unit_test(lost_at_once), cmocka_unit_test(lost_and_found),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
