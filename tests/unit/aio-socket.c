@@ -68,7 +68,7 @@ static SocketAddr unix_addr(const Fixture *f)
 }
 
 /* Waits until @n connections have arrived. */
-static void co_wait_accepted(Fixture *f, unsigned n)
+static void wait_co_accepted(Fixture *f, unsigned n)
 {
     for (int i = 0; i < 1000 && f->count < n; i++) {
         aio_co_sleep_until(LOOP_CLOCK_REAL, loop_now(f->loop, LOOP_CLOCK_REAL) + 1000000);
@@ -77,7 +77,7 @@ static void co_wait_accepted(Fixture *f, unsigned n)
 }
 
 /* Does a byte that @fd sends arrive at the last accepted connection? */
-static void co_check_link(Fixture *f, int fd)
+static void check_co_link(Fixture *f, int fd)
 {
     char c = 'x';
     struct iovec iov = {.iov_base = &c, .iov_len = 1};
@@ -101,8 +101,8 @@ static void unix_path_co_entry(void *opaque)
     assert_int_equal(socket_listener_port(l), 0);
     fd = socket_co_connect(&addr, &error);
     assert_true(fd >= 0);
-    co_wait_accepted(f, 1);
-    co_check_link(f, fd);
+    wait_co_accepted(f, 1);
+    check_co_link(f, fd);
     close(fd);
     socket_listener_co_close(l);
     assert_false(g_file_test(f->path, G_FILE_TEST_EXISTS));
@@ -129,7 +129,7 @@ static void stale_co_entry(void *opaque)
     assert_non_null(l);
     fd = socket_co_connect(&addr, NULL);
     assert_true(fd >= 0);
-    co_wait_accepted(f, 1);
+    wait_co_accepted(f, 1);
     close(fd);
     socket_listener_co_close(l);
     loop_stop(f->loop);
@@ -188,7 +188,7 @@ static void pausing_co_entry(void *opaque)
     int a, b;
 
     a = socket_co_connect(&addr, NULL);
-    co_wait_accepted(f, 1);
+    wait_co_accepted(f, 1);
     socket_listener_pause(l, true);
     aio_co_sleep_until(LOOP_CLOCK_REAL, loop_now(f->loop, LOOP_CLOCK_REAL) + 20000000);
     b = socket_co_connect(&addr, NULL);
@@ -196,7 +196,7 @@ static void pausing_co_entry(void *opaque)
     aio_co_sleep_until(LOOP_CLOCK_REAL, loop_now(f->loop, LOOP_CLOCK_REAL) + 50000000);
     assert_int_equal(f->count, 1);
     socket_listener_pause(l, false);
-    co_wait_accepted(f, 2);
+    wait_co_accepted(f, 2);
     socket_listener_pause(l, true);
     socket_listener_co_close(l); /* while paused */
     close(a);
@@ -217,7 +217,7 @@ static void abstract_co_entry(void *opaque)
     assert_non_null(strstr(error->message, "in use"));
     fd = socket_co_connect(&addr, NULL);
     assert_true(fd >= 0);
-    co_wait_accepted(f, 1);
+    wait_co_accepted(f, 1);
     close(fd);
     addr.padded = true; /* another name */
     assert_int_equal(socket_co_connect(&addr, NULL), -1);
@@ -241,8 +241,8 @@ static void inet_co_entry(void *opaque)
     addr.port = port;
     fd = socket_co_connect(&addr, &error);
     assert_true(fd >= 0);
-    co_wait_accepted(f, 1);
-    co_check_link(f, fd);
+    wait_co_accepted(f, 1);
+    check_co_link(f, fd);
     close(fd);
     assert_null(socket_co_listen(f->loop, &addr, on_accepted, f, &error));
     assert_non_null(strstr(error->message, port));
@@ -271,14 +271,14 @@ static void any_co_entry(void *opaque)
     addr.port = port;
     fd = socket_co_connect(&addr, NULL);
     assert_true(fd >= 0);
-    co_wait_accepted(f, 1);
+    wait_co_accepted(f, 1);
     close(fd);
     if (g_file_test("/proc/net/if_inet6", G_FILE_TEST_EXISTS)) {
         addr.no_ipv6 = false;
         addr.host = "::1";
         fd = socket_co_connect(&addr, NULL);
         assert_true(fd >= 0);
-        co_wait_accepted(f, 2);
+        wait_co_accepted(f, 2);
         close(fd);
     }
     socket_listener_co_close(l);
@@ -336,7 +336,7 @@ static void fd_co_entry(void *opaque)
     assert_non_null(l);
     fd = socket_co_connect(&by_path, NULL);
     assert_true(fd >= 0);
-    co_wait_accepted(f, 1);
+    wait_co_accepted(f, 1);
     close(fd);
     socket_listener_co_close(l);
     assert_true(g_file_test(f->path, G_FILE_TEST_EXISTS)); /* who made it removes it */

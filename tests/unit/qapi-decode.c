@@ -91,7 +91,7 @@ static void test_round_trips(void **state)
         {&qapi_type_SocketAddressLegacy, "{\"type\":\"unix\",\"data\":{\"path\":\"/x\"}}",
          "{\"type\": \"unix\", \"data\": {\"path\": \"/x\"}}"},
         {&qapi_type_NbdServerOptions, "addr.type=fd,addr.str=3",
-         "{\"addr\": {\"type\": \"fd\", \"str\": \"3\"}, \"max-connections\": 0}"},
+         "{\"addr\": {\"type\": \"fd\", \"str\": \"3\"}, \"max-connections\": 100}"},
         {&qapi_type_SchemaInfoObjectMember, "{\"name\":\"a\",\"type\":\"b\",\"default\":{\"x\":[1,null]}}",
          "{\"name\": \"a\", \"type\": \"b\", \"default\": {\"x\": [1, null]}}"},
     };
