@@ -15,7 +15,7 @@ typedef struct MirrorJob {
     BlockdevOnError on_source_error, on_target_error;
     char *replaces;     /* node to be replaced; NULL: the source */
     Node *new_backing;  /* referenced: becomes the target's backing file on completion; NULL: leave it alone */
-    bool backing_later; /* until then the target has none, so that clusters must be copied whole */
+    bool backing_later; /* what the target has behind it is not to be relied on: clusters are copied whole */
 
     /* in the graph from start to co_clean */
     Node *source, *target; /* kept by Job.nodes */

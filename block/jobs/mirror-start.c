@@ -208,6 +208,8 @@ Job *mirror_co_new_drive(JobList *list, const DriveMirror *d, GError **error)
     }
     node_ref(s.source);
     s.target = job_co_open_target(s.source, &t, error);
+    /* An image that exists would fill up clusters from its own backing file; what the source shows goes there. */
+    s.backing_later |= s.target && !create && node_backing(s.target);
     job = s.target ? mirror_co_new(list, &s, error) : NULL;
     node_co_unref(s.target); /* the job has its own reference */
     node_co_unref(s.source);
