@@ -24,6 +24,8 @@ static bool cor_find_bottom(Node *node, const char *name, GError **error)
         return error_set(error, "Bottom node '%s' is a filter", name);
     if (!node_chain_contains(node->file->node, bottom))
         return error_set(error, "Bottom node '%s' is not in the backing chain of '%s'", name, node->file->node->name);
+    if (!node_freeze_chain(node, bottom, error))
+        return false;
     s->bottom = node_ref(bottom);
     return true;
 }
@@ -44,7 +46,11 @@ static bool cor_co_open(Node *node, const BlockdevOptions *options, GError **err
 
 static void cor_co_close(Node *node)
 {
-    node_co_unref(((CorState *)node->state)->bottom);
+    Node *bottom = ((CorState *)node->state)->bottom;
+
+    if (bottom)
+        node_unfreeze_chain(node, bottom);
+    node_co_unref(bottom);
 }
 
 static void cor_child_perm(Node *node, const Child *child, ChildRole role, unsigned perm, unsigned shared,

@@ -187,6 +187,14 @@ static JsonNode *node_tree(Node *node)
     tree_set_string(tree, "driver", node->drv->name);
     for (guint i = 0; i < node->children->len; i++) {
         Child *child = g_ptr_array_index(node->children, i);
+        const char *dot = strchr(child->name, '.');
+        if (dot) { /* children.N: N is not the place in the list when some have gone */
+            g_autofree char *list = g_strndup(child->name, (gsize)(dot - child->name));
+            if (i == 0)
+                tree_remove(tree, list);
+            tree_append(tree, list, node_tree(child->node));
+            continue;
+        }
         if (tree_get(tree, child->name) || child == node->file)
             tree_set(tree, child->name, node_tree(child->node));
     }

@@ -160,7 +160,7 @@ Child *node_co_open_child(Node *parent, const char *name, const BlockdevRef *ref
     if (ref->kind == BLOCKDEV_REF_REFERENCE) {
         node = graph_find_node(parent->graph, ref->u.reference);
         if (!node) {
-            error_set(error, "Cannot find device='' nor node-name='%s'", ref->u.reference);
+            error_set(error, "Cannot find device='%s' nor node-name='%s'", ref->u.reference, ref->u.reference);
             return NULL;
         }
         if (node == parent) {

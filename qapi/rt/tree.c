@@ -59,6 +59,18 @@ void tree_set_null(JsonNode *object, const char *name)
     json_object_set_null_member(json_node_get_object(object), name);
 }
 
+void tree_append(JsonNode *object, const char *name, JsonNode *take)
+{
+    JsonNode *list = tree_get(object, name);
+
+    if (!list || !JSON_NODE_HOLDS_ARRAY(list)) {
+        list = json_node_new(JSON_NODE_ARRAY);
+        json_node_take_array(list, json_array_new());
+        tree_set(object, name, list);
+    }
+    json_array_add_element(json_node_get_array(list), take);
+}
+
 void tree_remove(JsonNode *object, const char *name)
 {
     json_object_remove_member(json_node_get_object(object), name);

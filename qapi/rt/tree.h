@@ -24,6 +24,8 @@ const char *tree_get_string(JsonNode *object, const char *name);
 void tree_set(JsonNode *object, const char *name, JsonNode *take);
 void tree_set_string(JsonNode *object, const char *name, const char *value);
 void tree_set_null(JsonNode *object, const char *name);
+/* Adds to the end of a list member, which is made when there is none (or something else). */
+void tree_append(JsonNode *object, const char *name, JsonNode *take);
 void tree_remove(JsonNode *object, const char *name);
 
 /* Puts copies of @over's members over @under's; where both are objects, member by member. */
