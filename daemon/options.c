@@ -4,6 +4,7 @@
 #include "daemon/options.h"
 #include "daemon/chardev.h"
 #include "daemon/drive.h"
+#include "daemon/harness.h"
 #include "daemon/startup.h"
 #include "block/util/error.h"
 #include <json-glib/json-glib.h>
@@ -121,6 +122,29 @@ const OptionWord option_words[] = {
         .decode = startup_refuse_object,
         .value_help = "TYPE,id=ID[,KEY=VALUE…]",
         .help = "Refused: no object type is supported yet.",
+    },
+    {
+        .name = "device",
+        .form = OPTION_KEYVAL,
+        .only_command_line = true,
+        .type = &qapi_type_GuestDeviceOptions,
+        .co_apply = harness_co_device,
+        .value_help = "drive=ID|NODE,qdev=PATH",
+        .help = "Says which guest device a drive, or a node, is attached to: query-block shows it.",
+    },
+    {
+        .name = "manual-rate-clock",
+        .form = OPTION_FLAG,
+        .only_command_line = true,
+        .co_apply = harness_co_manual_rate_clock,
+        .help = "Rate limits run on a clock that only the QMP command x-rate-clock-step moves. For tests.",
+    },
+    {
+        .name = "announce-images",
+        .form = OPTION_FLAG,
+        .only_command_line = true,
+        .co_apply = harness_co_announce_images,
+        .help = "Prints a line for every image that is made, as qemu-img does. For tests.",
     },
     {.name = "version", .letter = 'V', .form = OPTION_FLAG, .only_command_line = true, .help = "Says the version."},
     {.name = "help", .letter = 'h', .form = OPTION_FLAG, .only_command_line = true, .help = "Says this."},

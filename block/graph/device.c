@@ -5,14 +5,16 @@
 
 static char *device_describe(Port *port)
 {
-    return g_strdup_printf("block device '%s'", ((Device *)port->owner)->id);
+    const Device *device = port->owner;
+
+    return g_strdup_printf("block device '%s'", *device->id || !device->qdev ? device->id : device->qdev);
 }
 
 static const PortOps device_port_ops = {.what = "block device", .describe = device_describe};
 
 Device *device_find(Graph *graph, const char *id)
 {
-    for (GList *l = graph->devices.head; l; l = l->next)
+    for (GList *l = *id ? graph->devices.head : NULL; l; l = l->next)
         if (!strcmp(((Device *)l->data)->id, id))
             return l->data;
     return NULL;
@@ -28,16 +30,16 @@ Device *device_co_new(Graph *graph, const char *id, Node *node, bool read_only, 
 {
     Device *device;
 
-    if (device_find(graph, id)) {
+    if (id && device_find(graph, id)) {
         error_set(error, "Duplicate device id '%s'", id);
         return NULL;
     }
-    if (graph_find_node(graph, id)) {
+    if (id && graph_find_node(graph, id)) {
         error_set(error, "Device id '%s' is the name of a node already", id);
         return NULL;
     }
     device = g_new0(Device, 1);
-    device->id = g_strdup(id);
+    device->id = g_strdup(id ? id : "");
     device->read_only = read_only;
     device->removable = removable;
     /* A device takes no permission of its own: its clients do, through exports and jobs. */

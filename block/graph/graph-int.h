@@ -5,18 +5,21 @@
 #include "block/graph/bitmap.h"
 #include "block/graph/device.h"
 #include "block/graph/drain.h"
+#include "block/graph/image.h"
 #include "block/graph/io.h"
 #include "block/graph/txn.h"
 
 struct Graph {
     Loop *loop;
-    GHashTable *by_name;   /* char * (the node's) → Node * */
-    GQueue nodes;          /* of Node *, in order of creation */
-    GQueue devices;        /* of Device * */
-    uint64_t next_auto;    /* number of the next "#blockNNN" */
-    CoQueue drain_waiters; /* whoever waits for quiet */
-    unsigned drain_all;    /* nested graph_co_drain_all_begin(): new nodes start quiesced */
-    unsigned visit;        /* the present walk's mark, see Node.visited */
+    GHashTable *by_name;     /* char * (the node's) → Node * */
+    GQueue nodes;            /* of Node *, in order of creation */
+    GQueue devices;          /* of Device * */
+    uint64_t next_auto;      /* number of the next "#blockNNN" */
+    CoQueue drain_waiters;   /* whoever waits for quiet */
+    unsigned drain_all;      /* nested graph_co_drain_all_begin(): new nodes start quiesced */
+    unsigned visit;          /* the present walk's mark, see Node.visited */
+    ImageWatch *image_watch; /* image.h; NULL: nobody */
+    void *image_watch_opaque;
 };
 
 /* A request that others may have to wait for. Lives on its coroutine's stack. */

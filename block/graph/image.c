@@ -2,6 +2,7 @@
  * Making images by name: the protocol makes an empty file, the format lays itself out on it.
  */
 #include "block/graph/image.h"
+#include "block/graph/graph-int.h"
 #include "block/graph/port.h"
 #include <glib/gstdio.h>
 
@@ -28,7 +29,8 @@ static bool image_co_layout(Graph *graph, const Driver *format, const char *file
         port = port_co_new(graph, node, PERM_CONSISTENT_READ | PERM_WRITE | PERM_RESIZE,
                            PERM_CONSISTENT_READ | PERM_WRITE_UNCHANGED, NULL, NULL, error);
     if (port)
-        ok = port_co_truncate(port, 0, true, PREALLOC_MODE_OFF, 0, error) &&
+        /* Emptied where that is possible: a device or an export keeps its size. */
+        ok = port_co_truncate(port, 0, false, PREALLOC_MODE_OFF, 0, error) &&
              format->co_create(graph, filename, port, options, error);
     if (ok) {
         int ret = port_co_flush(port);
@@ -38,6 +40,12 @@ static bool image_co_layout(Graph *graph, const Driver *format, const char *file
     port_co_free(port);
     node_co_unref(node);
     return ok;
+}
+
+void graph_watch_images(Graph *graph, ImageWatch *fn, void *opaque)
+{
+    graph->image_watch = fn;
+    graph->image_watch_opaque = opaque;
 }
 
 bool image_co_create(Graph *graph, const char *filename, const char *format, const CreateOptions *options,
@@ -50,6 +58,8 @@ bool image_co_create(Graph *graph, const char *filename, const char *format, con
         return error_set(error, "Unknown file format '%s'", format);
     if (!options_supported(drv, options, error))
         return false;
+    if (graph->image_watch)
+        graph->image_watch(filename, format, options, graph->image_watch_opaque);
     protocol = protocol ? protocol : driver_find("file");
     if (protocol->co_create) {
         CreateOptions empty = {.size = 0};

@@ -10,3 +10,7 @@
  */
 bool image_co_create(Graph *graph, const char *filename, const char *format, const CreateOptions *options,
                      GError **error);
+
+/* @fn is told of every image that is about to be made, for the life of the graph. One watcher; the last one counts. */
+typedef void ImageWatch(const char *filename, const char *format, const CreateOptions *options, void *opaque);
+void graph_watch_images(Graph *graph, ImageWatch *fn, void *opaque);

@@ -46,7 +46,7 @@ static void match_device(Device *device, void *opaque)
 {
     IdSearch *search = opaque;
 
-    if (port_node(device->port) == search->node)
+    if (port_node(device->port) == search->node && *device->id)
         search->id = device->id;
 }
 
