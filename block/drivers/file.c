@@ -149,6 +149,7 @@ const Driver driver_host_device = {
     .name = "host_device",
     .state_size = sizeof(FileState),
     .is_protocol = true,
+    .may_grow = true, /* no, but it may have grown: the kernel knows, and says ENOSPC where it has not */
     .co_open = file_co_open,
     .co_close = file_co_close,
     .co_getlength = file_co_getlength,

@@ -210,13 +210,30 @@ static int raw_probe(const uint8_t *buf, size_t size)
     return 1; /* anything can be raw: the weakest guess */
 }
 
+/* On a device or an export an old image may stand: its header must not be taken for ours. */
+static bool raw_co_clear_head(Port *file, GError **error)
+{
+    Node *node = port_node(file);
+    NodeInfo info = {0};
+    int ret;
+
+    if (node->drv->get_info)
+        node->drv->get_info(node, &info);
+    if (info.zero_init)
+        return true;
+    ret = port_co_pwrite_zeroes(file, 0, u64_min(PROBE_SIZE, port_size(file)), 0);
+    return ret < 0 ? error_set_errno(error, -ret, "Could not clear the first block of the new image") : true;
+}
+
 static bool raw_co_create(Graph *graph, const char *filename, Port *file, const CreateOptions *options, GError **error)
 {
     if (options->backing_file)
         return error_set(error, "Backing file not supported for file format 'raw'");
     if (options->cluster_size)
         return error_set(error, "Parameter 'cluster_size' is not supported by file format 'raw'");
-    return port_co_truncate(file, options->size, false, PREALLOC_MODE_OFF, 0, error);
+    if (!port_co_truncate(file, options->size, false, PREALLOC_MODE_OFF, 0, error))
+        return false;
+    return raw_co_clear_head(file, error);
 }
 
 static void raw_get_info(Node *node, NodeInfo *info)
