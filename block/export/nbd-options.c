@@ -125,15 +125,14 @@ bool nbd_server_co_add(ExportList *list, const NbdServerAddArgs *args, GError **
         .id = (char *)name,
         .u.nbd = {.name = (char *)name, .description = args->description, .bitmaps = args->bitmap ? &bitmaps : NULL},
     };
-    g_autoptr(GError) why = NULL;
     Node *node;
 
     if (!nbd_server_running(list)) {
         return error_set(error, "NBD server not running");
     }
-    node = graph_lookup(list->graph, args->device, &why);
+    node = graph_lookup(list->graph, args->device, error);
     if (!node) {
-        return error_set(error, "%s", why->message); /* here QEMU's class is GenericError in any case */
+        return false;
     }
     options.node_name = node->name;
     options.writable = args->writable && node_writable(node); /* as QEMU has it: read-only nodes go as such, unasked */

@@ -44,7 +44,7 @@ Node *graph_lookup(Graph *graph, const char *name, GError **error)
     }
     node = graph_find_node(graph, name);
     if (!node)
-        error_set_class(error, SD_ERROR_DEVICE_NOT_FOUND, "Cannot find device='%s' nor node-name='%s'", name, name);
+        error_set(error, "Cannot find device='%s' nor node-name='%s'", name, name);
     return node;
 }
 

@@ -230,7 +230,7 @@ static void names_co_entry(void *opaque)
     assert_ptr_equal(graph_lookup(fake_graph, "n", &error), node);
     assert_null(graph_lookup(fake_graph, "nobody", &error));
     assert_string_equal(error->message, "Cannot find device='nobody' nor node-name='nobody'");
-    assert_int_equal(error->code, SD_ERROR_DEVICE_NOT_FOUND);
+    assert_int_equal(error->code, SD_ERROR_GENERIC);
     g_clear_error(&error);
     node_co_unref(node);
 }
