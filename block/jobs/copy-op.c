@@ -138,7 +138,8 @@ static void op_failed(CopyOp *op, bool is_read, int ret)
     if (ret == -ECANCELED && job_is_cancelled(c->job))
         return;
     action = job_error_action(c->job, is_read ? c->opt.on_source_error : c->opt.on_target_error, is_read, -ret);
-    c->failed_lately = true;
+    if (action == BLOCK_ERROR_ACTION_IGNORE)
+        c->failed_lately = true;
     if (action == BLOCK_ERROR_ACTION_REPORT && !c->ret)
         c->ret = ret;
 }

@@ -237,7 +237,8 @@ static void status_failed(Copy *c, int ret)
 {
     BlockErrorAction action = job_error_action(c->job, c->opt.on_source_error, true, -ret);
 
-    c->failed_lately = true;
+    if (action == BLOCK_ERROR_ACTION_IGNORE)
+        c->failed_lately = true;
     if (action == BLOCK_ERROR_ACTION_REPORT && !c->ret)
         c->ret = ret;
 }
