@@ -138,7 +138,8 @@ char *filename_resolve(Node *parent, const char *filename, GError **error)
 /* ---- from nodes to names --------------------------------------------------------------------------------------- */
 
 /* Options that change what is read; the others do not belong in a name. */
-static const char *const strong_options[] = {"offset", "size", "data-file", "encrypt", "x-dirty-bitmap", NULL};
+static const char *const strong_options[] = {"offset",         "size",           "data-file", "encrypt",
+                                             "x-dirty-bitmap", "throttle-group", NULL};
 
 /* Is the backing file another one than the image's header names? */
 static bool backing_overridden(Node *node)

@@ -20,6 +20,7 @@ struct Graph {
     unsigned visit;          /* the present walk's mark, see Node.visited */
     ImageWatch *image_watch; /* image.h; NULL: nobody */
     void *image_watch_opaque;
+    GQueue throttle_groups; /* of ThrottleGroup *, each with references of its own */
 };
 
 /* A request that others may have to wait for. Lives on its coroutine's stack. */
