@@ -7,7 +7,7 @@
  *   1. refcount blocks are written;
  *   2. where the refcount table has new blocks: barrier, then its entries;
  *   3. barrier: the blocks, and all guest data whose L2 entries were in memory at that moment, are durable; so are the
- *      L2 and L1 entries that the previous commit wrote, hence what it dropped is freed now;
+ *      L2 and L1 entries that earlier commits wrote, hence what they dropped may be freed now;
  *   4. L2 slices and L1 entries are written. Between them there is no order to keep: an L1 entry leads to a table that
  *      was written whole (zeroed or copied) before 3, and anything that is in it after a crash refers to what is
  * durable.
@@ -138,9 +138,9 @@ int q2_co_commit_locked(Qcow2 *q)
     if (!q2_cache_is_dirty(&q->rb) && !q2_cache_is_dirty(&q->l2) && !q->l1_n_dirty && !q->rt_n_dirty &&
         !q2_free_pending(q))
         return 0;
-    q2_data_co_flip(q);
     while (q->rb.n_commit) /* an allocation makes room in the cache */
         coqueue_co_wait(&q->rb.loaders, NULL);
+    q2_free_begin(q);
     if (!freeze(q, &f))
         return -ENOMEM;
     ret = commit_co_refcounts(q, &f);
@@ -181,6 +181,7 @@ int q2_co_settle(Qcow2 *q)
         ret = q2_co_commit_locked(q);
         if (ret == 0)
             ret = child_co_flush(q->node->file);
+        q2_free_co_wait(q);
     } while (ret == 0 &&
              (q2_free_pending(q) || q2_cache_is_dirty(&q->rb) || q2_cache_is_dirty(&q->l2) || q->rt_n_dirty));
     comutex_unlock(&q->commit_lock);

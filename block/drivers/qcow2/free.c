@@ -6,10 +6,10 @@
  * while the old entry could be seen. A cluster so cannot be reused while a crash, or a slow request, could still find
  * it through the old entry.
  *
- * A range goes from `dropped` (when the entry changes in memory) to `written` (when a commit has written the entry) and
- * is lowered after the next barrier, which mostly is the next commit's. Phases of requests: q2_data_enter() counts a
- * request in the present phase; each commit begins a new one when the one before the last has run empty. The commit
- * that lowers counts waits for all requests that began before it did, so for all that began before the drop.
+ * A range is `dropped` when the entry changes in memory, `committing` while a commit writes the entry, then `written`.
+ * A later commit gives what was written a time of grace: it begins a new phase of requests (q2_data_enter() counts a
+ * request in the present one), and behind its barrier, when the last request of the old phase has ended, lowers the
+ * counts. A request that takes long so delays only what is freed, never a flush.
  */
 #include "block/drivers/qcow2/qcow2.h"
 
@@ -66,7 +66,7 @@ void q2_free_entry_later(Qcow2 *q, uint64_t entry, unsigned kind)
 
 bool q2_free_pending(const Qcow2 *q)
 {
-    return q->dropped.n || q->committing.n || q->written.n;
+    return q->dropped.n || q->committing.n || q->written.n || q->grace.n;
 }
 
 void q2_free_co_throttle(Qcow2 *q)
@@ -76,53 +76,57 @@ void q2_free_co_throttle(Qcow2 *q)
         q2_co_commit(q);
 }
 
+/* All of @from to the end of @to, without joining anything: @to may be in use. */
+static void list_move(Q2FreeList *to, Q2FreeList *from)
+{
+    if (to->n == 0) {
+        Q2FreeList empty = *to;
+        *to = *from;
+        *from = empty;
+        return;
+    }
+    for (size_t i = 0; i < from->n; i++) {
+        Q2Free *item = list_push(to);
+        if (item)
+            *item = from->items[i];
+    }
+    from->n = 0;
+}
+
+void q2_free_begin(Qcow2 *q)
+{
+    if (q->grace.n || !q->written.n || q->in_data[!q->phase])
+        return;
+    list_move(&q->grace, &q->written);
+    q->grace_phase = q->phase;
+    q->phase = !q->phase;
+}
+
 void q2_free_freeze(Qcow2 *q)
 {
-    if (q->committing.n == 0) {
-        Q2FreeList empty = q->committing;
-        q->committing = q->dropped;
-        q->dropped = empty;
-    } else { /* the last commit failed; what it should have written is part of this one */
-        for (size_t i = 0; i < q->dropped.n; i++) {
-            Q2Free *item = list_push(&q->committing);
-            if (item)
-                *item = q->dropped.items[i];
-        }
-        q->dropped.n = 0;
-    }
+    list_move(&q->committing, &q->dropped); /* to what a commit has left that failed */
     q->free_bytes = 0;
 }
 
 void q2_free_written(Qcow2 *q)
 {
-    Q2FreeList empty = q->written;
-
-    g_assert(q->written.n == 0);
-    q->written = q->committing;
-    q->committing = empty;
+    list_move(&q->written, &q->committing);
 }
 
 int q2_free_co_apply(Qcow2 *q)
 {
     int ret = 0;
 
-    if (!q->written.n)
+    if (!q->grace.n || q->in_data[q->grace_phase])
         return 0;
-    q2_data_co_wait(q);
-    for (size_t i = 0; i < q->written.n && ret == 0; i++)
-        ret = q2_co_unref(q, q->written.items[i].offset, q->written.items[i].bytes, q->written.items[i].kind);
-    q->written.n = 0; /* after an error the rest are leaks */
+    for (size_t i = 0; i < q->grace.n && ret == 0; i++)
+        ret = q2_co_unref(q, q->grace.items[i].offset, q->grace.items[i].bytes, q->grace.items[i].kind);
+    q->grace.n = 0; /* after an error the rest are leaks */
     return ret;
 }
 
-void q2_data_co_wait(Qcow2 *q)
+void q2_free_co_wait(Qcow2 *q)
 {
-    while (q->in_data[!q->phase])
+    while ((q->grace.n && q->in_data[q->grace_phase]) || (!q->grace.n && q->written.n && q->in_data[!q->phase]))
         coqueue_co_wait(&q->phase_waiters, NULL);
-}
-
-void q2_data_co_flip(Qcow2 *q)
-{
-    q2_data_co_wait(q);
-    q->phase = !q->phase;
 }

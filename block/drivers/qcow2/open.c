@@ -132,6 +132,7 @@ static void release(Qcow2 *q)
     g_clear_pointer(&q->dropped.items, g_free);
     g_clear_pointer(&q->committing.items, g_free);
     g_clear_pointer(&q->written.items, g_free);
+    g_clear_pointer(&q->grace.items, g_free);
     free(q->zeroes);
     q->zeroes = NULL;
     q2_header_free(&q->header);

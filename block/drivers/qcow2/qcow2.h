@@ -272,24 +272,23 @@ typedef struct Q2FreeList {
 void q2_free_later(Qcow2 *q, uint64_t offset, uint64_t bytes, unsigned kind);
 /* The same for what an L2 entry refers to. */
 void q2_free_entry_later(Qcow2 *q, uint64_t entry, unsigned kind);
-/* For commit.c. freeze: what was dropped until now belongs to the commit that begins; written: it has written all
- * entries; apply: they are durable, so wait for those who still use the clusters and lower the counts. */
+/* For commit.c, in this order. begin: what earlier commits wrote may become free in this one; freeze: what was dropped
+ * until now belongs to this commit; apply, behind a barrier: lowers the counts, unless somebody still uses the
+ * clusters; written: all entries of this commit have been. */
+void q2_free_begin(Qcow2 *q);
 void q2_free_freeze(Qcow2 *q);
-void q2_free_written(Qcow2 *q);
 int q2_free_co_apply(Qcow2 *q);
+void q2_free_written(Qcow2 *q);
+/* Waits until the requests have ended that stand in the way of freeing. commit_lock held. */
+void q2_free_co_wait(Qcow2 *q);
 /* Is there anything that waits to be freed? */
 bool q2_free_pending(const Qcow2 *q);
 /* Commits when a lot waits: else, without flushes, nothing would ever become free. Nothing may be held. */
 void q2_free_co_throttle(Qcow2 *q);
 
-/* Sections during which a request uses host clusters that the tables gave it. Nothing that waits for a commit may be
- * called inside one. */
+/* Sections during which a request uses host clusters that the tables gave it: until it ends they are not free. */
 static inline unsigned q2_data_enter(Qcow2 *q);
 static inline void q2_data_leave(Qcow2 *q, unsigned phase);
-/* Waits until all sections that began before the last flip have ended. flip: then begins a new phase. commit_lock held.
- */
-void q2_data_co_wait(Qcow2 *q);
-void q2_data_co_flip(Qcow2 *q);
 
 /* ---- commit.c ------------------------------------------------------------------------------------------------------
  */
@@ -446,11 +445,12 @@ struct Qcow2 {
     uint64_t packed_next; /* host offset where the next compressed data goes, 0: into a new cluster */
     CoMutex packed_lock;
 
-    /* frees: dropped in memory; part of the running commit (or of one that failed); written but perhaps not durable */
-    Q2FreeList dropped, committing, written;
+    /* frees: dropped in memory; part of the running commit (or of one that failed); written; waiting for a barrier and
+     * for the sections of grace_phase */
+    Q2FreeList dropped, committing, written, grace;
     uint64_t free_bytes; /* in dropped */
-    unsigned phase;
-    unsigned in_data[2]; /* sections of the present and of the previous phase */
+    unsigned phase, grace_phase;
+    unsigned in_data[2]; /* sections of the present and of the other phase */
     CoQueue phase_waiters;
 
     CoMutex commit_lock;

@@ -29,6 +29,7 @@ static int read_co_piece(Qcow2 *q, const Q2Map *map, uint64_t offset, const IoVe
     switch (map->kind) {
     case Q2_NORMAL:
         phase = q2_data_enter(q);
+        q2_co_event(q, BLKDEBUG_EVENT_READ_AIO);
         ret = child_co_preadv(q->node->file, map->host, map->bytes, vec, vec_offset, 0);
         q2_data_leave(q, phase);
         return ret;

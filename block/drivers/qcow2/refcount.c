@@ -100,12 +100,14 @@ static int refcount_co_new_block(Qcow2 *q, uint64_t index)
             q, (int64_t)offset, (int64_t)q->cluster_size,
             "There is no refcount block for clusters in use (refcount table index: %" G_GUINT64_FORMAT ")", index);
     q2_co_event(q, BLKDEBUG_EVENT_REFBLOCK_ALLOC);
-    if (!q2_meta_reserve(q, 1))
-        return -ENOMEM;
     q2_co_event(q, BLKDEBUG_EVENT_REFBLOCK_ALLOC_WRITE);
     ret = q2_cache_co_new(&q->rb, offset, &table);
     if (ret < 0)
         return ret;
+    if (!q2_meta_reserve(q, 1)) { /* here, since others may use room up while we wait */
+        q2_cache_forget(&q->rb, offset, q->cluster_size);
+        return -ENOMEM;
+    }
     q2_refcount_set(table->data, q->header.refcount_order, 0, 1);
     q2_meta_add(q, Q2_META_REFBLOCK, offset, q->cluster_size);
     q->fresh_above = u64_max(q->fresh_above, offset + q->cluster_size);
@@ -269,8 +271,6 @@ int q2_refcount_co_region(Qcow2 *q, uint64_t want, uint64_t *ret_ci)
         if (ret == 0 && index + blocks > q->rt_size)
             ret = -EFBIG;
     }
-    if (ret == 0 && !q2_meta_reserve(q, blocks))
-        ret = -ENOMEM;
     start = index << q->rb_bits;
     for (uint64_t b = 0; b < blocks && ret == 0; b++) {
         uint64_t offset = (start + b) << q->cluster_bits;
@@ -278,6 +278,10 @@ int q2_refcount_co_region(Qcow2 *q, uint64_t want, uint64_t *ret_ci)
         if (offset > Q2_MAX_HOST - q->cluster_size || q2_meta_hit(q, offset, q->cluster_size))
             return -EFBIG;
         ret = q2_cache_co_new(&q->rb, offset, &table);
+        if (ret == 0 && !q2_meta_reserve(q, 1)) {
+            q2_cache_forget(&q->rb, offset, q->cluster_size);
+            ret = -ENOMEM;
+        }
         if (ret < 0)
             break;
         /* All blocks lie together at the start of the first one's range, and the following ones' if they are many. */

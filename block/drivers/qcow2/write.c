@@ -160,6 +160,7 @@ static int write_co_in_place(Qcow2 *q, const Q2Map *map, uint64_t offset, const 
     if (G_UNLIKELY(ret < 0))
         return ret;
     phase = q2_data_enter(q);
+    q2_co_event(q, BLKDEBUG_EVENT_WRITE_AIO);
     ret = child_co_pwritev(q->node->file, map->host, map->bytes, vec, vec_offset, 0);
     q2_data_leave(q, phase);
     return ret;
