@@ -3,6 +3,7 @@
  * creation. The random tests are in drivers-qcow2-model.c and drivers-qcow2-crash.c.
  */
 #include "drivers-qcow2.h"
+#include "block/graph/debug.h"
 
 static char *last_event;
 
@@ -221,6 +222,15 @@ static void backing_co_body(void)
 }
 CO_TEST(backing)
 
+static void resize_co_to(Port *port, uint64_t size)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (!port_co_truncate(port, size, true, PREALLOC_MODE_OFF, 0, &error))
+        fail_msg("%s", error->message);
+    assert_int_equal(port_size(port), size);
+}
+
 /* What a snapshot shares is copied before it is changed. */
 static void snapshots_co_body(void)
 {
@@ -243,11 +253,13 @@ static void snapshots_co_body(void)
     assert_int_equal(byte_co_at(port, 1000), 3);
     assert_int_equal(byte_co_at(port, 999), 1);
     assert_int_equal(byte_co_at(port, 150 * KIB), 0);
+    resize_co_to(port, 3 * MIB);
+    resize_co_to(port, 5 * MIB);
     port_co_free(port);
     node_co_unref(node);
     shell_must(1, "qemu-img check -f qcow2 image");
-    shell_must(1, "qemu-img convert -f qcow2 -O raw -l snapshot.name=one image t1 && cmp s1 t1 &&"
-                  "qemu-img convert -f qcow2 -O raw -l snapshot.name=two image t2 && cmp s2 t2");
+    shell_must(1, "qemu-img convert -f qcow2 -O raw -l snapshot.name=one image t1 && cmp -n 4194304 s1 t1 &&"
+                  "qemu-img convert -f qcow2 -O raw -l snapshot.name=two image t2 && cmp -n 4194304 s2 t2");
     shell_must(1,
                "qemu-io -f qcow2 -c 'read -P 3 1000 5000' -c 'read -P 1 6000 1000' -c 'read -P 0 100k 200k' image >out"
                " && ! grep -q failed out");
@@ -359,15 +371,6 @@ static void damage_co_body(void)
     g_clear_pointer(&last_event, g_free);
 }
 CO_TEST(damage)
-
-static void resize_co_to(Port *port, uint64_t size)
-{
-    g_autoptr(GError) error = NULL;
-
-    if (!port_co_truncate(port, size, true, PREALLOC_MODE_OFF, 0, &error))
-        fail_msg("%s", error->message);
-    assert_int_equal(port_size(port), size);
-}
 
 static void resize_co_body(void)
 {
@@ -547,13 +550,81 @@ static void info_co_body(void)
 }
 CO_TEST(info)
 
+static uint64_t host_co_of(Node *node, uint64_t offset)
+{
+    BlockStatus status;
+
+    assert_int_equal(node_co_block_status(node, false, offset, 65536, &status), 0);
+    assert_true(status.flags & STATUS_OFFSET_VALID);
+    return status.map;
+}
+
+typedef struct HeldRead {
+    Port *port;
+    uint8_t buf[65536];
+    bool done;
+} HeldRead;
+
+static void held_co_entry(void *opaque)
+{
+    HeldRead *held = opaque;
+
+    assert_int_equal(port_co_pread(held->port, 0, sizeof(held->buf), held->buf, 0), 0);
+    held->done = true;
+}
+
+/* A request that takes long keeps its clusters from being used again, and keeps nobody from flushing. */
+static void grace_co_body(void)
+{
+    g_autofree HeldRead *held = g_new0(HeldRead, 1);
+    uint64_t host, at = MIB;
+    bool reused = false;
+    Node *node;
+    Port *port;
+
+    shell_must(1, "qemu-img create -f qcow2 image 64M && qemu-io -f qcow2 -c 'write -P 1 0 64k' image");
+    node = must_co_open("{'driver':'qcow2','node-name':'q','discard':'unmap','file':{'driver':'blkdebug','image':"
+                        "{'driver':'file','filename':'%s/image'}}}",
+                        folder);
+    port = must_co_port(node, true);
+    host = host_co_of(node, 0);
+    held->port = must_co_port(node, false);
+    assert_int_equal(node_debug_break(node, "read_aio", "held"), 0);
+    coroutine_start(loop, held_co_entry, held);
+    assert_true(node_debug_suspended(node, "held"));
+    assert_int_equal(port_co_pdiscard(port, 0, 65536), 0);
+    assert_int_equal(byte_co_at(port, 0), 0);
+    for (int i = 0; i < 10; i++, at += 65536) {
+        assert_int_equal(port_co_pwrite(port, at, 8, "new data", 0), 0);
+        assert_int_not_equal(host_co_of(node, at), host);
+        assert_int_equal(port_co_flush(port), 0);
+    }
+    assert_false(held->done);
+    assert_int_equal(node_debug_resume(node, "held"), 0);
+    while (!held->done)
+        aio_co_reschedule();
+    assert_int_equal(held->buf[0], 1);
+    assert_int_equal(held->buf[65535], 1);
+    for (int i = 0; i < 10; i++, at += 65536) {
+        assert_int_equal(port_co_pwrite(port, at, 8, "new data", 0), 0);
+        reused |= host_co_of(node, at) == host;
+        assert_int_equal(port_co_flush(port), 0);
+    }
+    assert_true(reused);
+    port_co_free(held->port);
+    port_co_free(port);
+    node_co_unref(node);
+    shell_must(1, "qemu-img check -f qcow2 image");
+}
+CO_TEST(grace)
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(headers),    cmocka_unit_test(options),   cmocka_unit_test(backing),
         cmocka_unit_test(snapshots),  cmocka_unit_test(autoclear), cmocka_unit_test(damage),
         cmocka_unit_test(resize),     cmocka_unit_test(status),    cmocka_unit_test(create),
-        cmocka_unit_test(compressed), cmocka_unit_test(info),
+        cmocka_unit_test(compressed), cmocka_unit_test(info),      cmocka_unit_test(grace),
     };
     const char *only = g_getenv("SD_ONLY");
 
