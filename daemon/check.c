@@ -11,7 +11,7 @@
 #include <string.h>
 
 typedef struct Checker {
-    GHashTable *nodes, *devices, *chardevs, *monitors, *exports; /* sets of borrowed names */
+    GHashTable *nodes, *devices, *chardevs, *monitors, *exports, *objects; /* sets of borrowed names */
     bool nbd_server;
 } Checker;
 
@@ -52,6 +52,10 @@ static bool check_struct(Checker *c, const QapiType *type, const char *key, cons
         if (strcmp(m->name, "node-name") == 0 && m->type->kind == QAPI_KIND_STR) {
             name = *(const char *const *)(value + m->offset);
             name_key = g_steal_pointer(&below);
+        } else if (strcmp(m->name, "throttle-group") == 0) {
+            if (!use(c->objects, "object", below, *(const char *const *)(value + m->offset), error)) {
+                return false;
+            }
         } else if (!check_value(c, m->type, below, value + m->offset, error)) {
             return false;
         }
@@ -152,6 +156,9 @@ static bool check_option(Checker *c, const Option *o, GError **error)
         return use(c->chardevs, "chardev", "chardev", m->chardev, error) &&
                define(c->monitors, "monitor at", "chardev", m->chardev, error);
     }
+    if (strcmp(word, "object") == 0) {
+        return define(c->objects, "object", "id", ((const ObjectOptions *)o->value)->id, error);
+    }
     if (strcmp(word, "nbd-server") == 0) {
         if (c->nbd_server) {
             return error_set(error, "there is one NBD server already");
@@ -164,7 +171,7 @@ static bool check_option(Checker *c, const Option *o, GError **error)
 bool options_check_names(const Options *options, GError **error)
 {
     Checker c = {0};
-    GHashTable **sets[] = {&c.nodes, &c.devices, &c.chardevs, &c.monitors, &c.exports};
+    GHashTable **sets[] = {&c.nodes, &c.devices, &c.chardevs, &c.monitors, &c.exports, &c.objects};
     for (size_t i = 0; i < G_N_ELEMENTS(sets); i++) {
         *sets[i] = g_hash_table_new(g_str_hash, g_str_equal);
     }

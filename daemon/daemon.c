@@ -2,6 +2,7 @@
  * The life of the daemon: from nothing to serving is startup.c; here is the way from serving to nothing.
  */
 #include "daemon/daemon.h"
+#include "daemon/object.h"
 #include "daemon/chardev.h"
 #include "daemon/hmp.h"
 #include "daemon/process.h"
@@ -39,6 +40,7 @@ void daemon_free(Daemon *d)
     chardevs_free(d);
     export_list_free(d->exports);
     job_list_free(d->jobs);
+    objects_free(d);
     graph_free(d->graph);
     g_ptr_array_free(d->hmp_tags, TRUE);
     g_free(d);

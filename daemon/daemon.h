@@ -17,7 +17,8 @@ typedef struct Daemon {
     Graph *graph;
     JobList *jobs;
     ExportList *exports;
-    bool quitting; /* quit or SIGTERM: no new work */
+    GQueue objects; /* of Object *: object.h */
+    bool quitting;  /* quit or SIGTERM: no new work */
 
     /* sessions and where they come from: chardev.c, session.c */
     bool serving;      /* start-up is complete: sessions are served; before, they wait */

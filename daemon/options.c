@@ -5,6 +5,7 @@
 #include "daemon/chardev.h"
 #include "daemon/drive.h"
 #include "daemon/harness.h"
+#include "daemon/object.h"
 #include "daemon/startup.h"
 #include "block/util/error.h"
 #include <json-glib/json-glib.h>
@@ -117,11 +118,12 @@ const OptionWord option_words[] = {
     {
         .name = "object",
         .form = OPTION_KEYVAL,
-        .only_command_line = true,
         .implied_key = "qom-type",
-        .decode = startup_refuse_object,
-        .value_help = "TYPE,id=ID[,KEY=VALUE…]",
-        .help = "Refused: no object type is supported yet.",
+        .section_key = "id",
+        .type = &qapi_type_ObjectOptions,
+        .co_apply = object_co_apply,
+        .value_help = "[qom-type=]throttle-group,id=ID[,limits.bps-total=N][,limits.KEY=N…]",
+        .help = "Makes an object, as the QMP command object-add does, for what comes after it.",
     },
     {
         .name = "device",

@@ -63,16 +63,6 @@ bool startup_co_qmp(Daemon *daemon, void *value, GError **error)
     return chardev_co_new(daemon, &chardev, error) && monitor_new(daemon, &monitor, error);
 }
 
-void *startup_refuse_object(JsonNode *tree, QapiSource source, GError **error)
-{
-    const char *type = NULL;
-    if (JSON_NODE_HOLDS_OBJECT(tree)) {
-        type = json_object_get_string_member_with_default(json_node_get_object(tree), "qom-type", NULL);
-    }
-    error_set(error, "objects of type '%s' are not supported", type ? type : "");
-    return NULL;
-}
-
 /* ---- all of it -----------------------------------------------------------------------------------------------------
  */
 

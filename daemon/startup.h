@@ -17,4 +17,3 @@ void *startup_decode_export(JsonNode *tree, QapiSource source, GError **error);
 void startup_free_export(void *value);
 bool startup_co_export(Daemon *daemon, void *value, GError **error);
 bool startup_co_qmp(Daemon *daemon, void *value, GError **error);
-void *startup_refuse_object(JsonNode *tree, QapiSource source, GError **error);

@@ -132,7 +132,7 @@ class Errors(Config):
         self.assertRefused('[blockdv "a"]\n', 1, "'blockdv'", "'blockdev'")
         self.assertRefused('zzzzzz = x\n', 1, "'zzzzzz'")
         self.assertRefused('config = x\n', 1, 'command line only')
-        self.assertRefused('[object "x"]\n', 1, 'command line only')
+        self.assertRefused('[device "x"]\n', 1, 'command line only')
 
     def test_words_in_the_wrong_shape(self):
         self.assertRefused('blockdev = driver=null-co\n', 1, '[blockdev "name"]')
