@@ -1,6 +1,7 @@
 """Backup: the copy is the source as it was at the start, whatever clients write; bitmaps; refusals; device errors."""
 import itertools
 import os
+import time
 
 import sd
 from jobs import FaultyPeer, JobCase, Writer
@@ -430,6 +431,9 @@ class DeviceErrors(JobCase):
                 d, peer, other, _ = self.start(where, errno, policy, sync='full')
                 d.event_wait('BLOCK_JOB_ERROR', {'device': 'b', 'action': 'stop'})
                 self.assertSubset({'paused': True, 'io-status': status}, d.job('b'))
+                # Several requests may fail; one that fails after "resume" would stop the job again.
+                while d.job('b')['status'] != 'paused':
+                    time.sleep(0.01)
                 peer.fail(False)
                 d.cmd('block-job-resume', device='b')
                 d.wait_completed('b')
