@@ -9,6 +9,17 @@
  */
 #include "block/drivers/qcow2/event.h"
 
+bool q2_file_holds(const Qcow2 *q, uint64_t end)
+{
+    const Node *node = q->node->file->node;
+
+    if (G_LIKELY(end <= node->size))
+        return true;
+    while (node && !node->drv->may_grow)
+        node = node->drv->is_filter && node->file ? node->file->node : NULL;
+    return node != NULL;
+}
+
 typedef struct Search {
     uint64_t want;
     bool exact;
@@ -116,7 +127,11 @@ static int alloc_co_locked(Qcow2 *q, uint64_t want, bool exact, Q2Run *run)
     if (ret < 0)
         return ret;
     offset = s.start << q->cluster_bits;
+    while (s.len > 1 && !exact && !q2_file_holds(q, offset + (s.len << q->cluster_bits)))
+        s.len--;
     bytes = s.len << q->cluster_bits;
+    if (!q2_file_holds(q, offset + bytes))
+        return -ENOSPC;
     kind = q2_meta_find(q, offset, bytes);
     if (G_UNLIKELY(kind || offset == 0))
         return q2_co_corrupt(q, (int64_t)offset, (int64_t)bytes,

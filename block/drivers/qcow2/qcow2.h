@@ -245,6 +245,8 @@ typedef struct Q2Run {
     bool fresh;      /* reads as zeroes: never written since the file grew over it */
 } Q2Run;
 
+/* Can the file hold something that ends at @end: is it there, or can the file grow? */
+bool q2_file_holds(const Qcow2 *q, uint64_t end);
 /* Takes up to @want free clusters in a row (@exact: all of them or -ENOSPC …); their refcount becomes 1. */
 int q2_co_alloc(Qcow2 *q, uint64_t want, bool exact, Q2Run *ret);
 /* Room for @bytes of compressed data, packed behind the last. */

@@ -86,6 +86,31 @@ static void rt_set(Qcow2 *q, uint64_t index, uint64_t offset)
     *word |= bit;
 }
 
+/*
+ * Finishes a new block: the clusters [@first, @end) of its range are in use. It is written at once, for if there is no
+ * space for it, the request that wants it has to fail and not every commit from then on.
+ */
+static int new_block_co_store(Qcow2 *q, Q2Table *table, uint64_t first, uint64_t end)
+{
+    uint64_t offset = table->offset;
+    void *copy = aio_buf_get(q->node->loop, q->cluster_size);
+    int ret = -ENOMEM;
+
+    for (uint64_t i = first; i < end; i++)
+        q2_refcount_set(table->data, q->header.refcount_order, i, 1);
+    if (copy && q2_meta_reserve(q, 1)) {
+        q2_meta_add(q, Q2_META_REFBLOCK, offset, q->cluster_size);
+        memcpy(copy, table->data, q->cluster_size);
+        ret = child_co_pwrite(q->node->file, offset, q->cluster_size, copy, 0);
+        if (ret < 0)
+            q2_meta_remove(q, offset, q->cluster_size);
+    }
+    if (ret < 0)
+        q2_cache_forget(&q->rb, offset, q->cluster_size);
+    aio_buf_put(q->node->loop, copy, q->cluster_size);
+    return ret;
+}
+
 /* A block for the range @index, in the first cluster of that range. */
 static int refcount_co_new_block(Qcow2 *q, uint64_t index)
 {
@@ -95,6 +120,8 @@ static int refcount_co_new_block(Qcow2 *q, uint64_t index)
 
     if (offset > Q2_MAX_HOST - q->cluster_size)
         return -EFBIG;
+    if (!q2_file_holds(q, offset + q->cluster_size))
+        return -ENOSPC;
     if (offset == 0 || q2_meta_hit(q, offset, q->cluster_size))
         return q2_co_corrupt(
             q, (int64_t)offset, (int64_t)q->cluster_size,
@@ -104,12 +131,9 @@ static int refcount_co_new_block(Qcow2 *q, uint64_t index)
     ret = q2_cache_co_new(&q->rb, offset, &table);
     if (ret < 0)
         return ret;
-    if (!q2_meta_reserve(q, 1)) { /* here, since others may use room up while we wait */
-        q2_cache_forget(&q->rb, offset, q->cluster_size);
-        return -ENOMEM;
-    }
-    q2_refcount_set(table->data, q->header.refcount_order, 0, 1);
-    q2_meta_add(q, Q2_META_REFBLOCK, offset, q->cluster_size);
+    ret = new_block_co_store(q, table, 0, 1);
+    if (ret < 0)
+        return ret;
     q->fresh_above = u64_max(q->fresh_above, offset + q->cluster_size);
     rt_set(q, index, offset);
     return 0;
@@ -217,6 +241,8 @@ static int refcount_co_grow_table(Qcow2 *q, uint64_t want)
     q2_co_event(q, BLKDEBUG_EVENT_REFTABLE_GROW);
     ret = new_table_plan(q, want, &t);
 
+    if (ret == 0 && !q2_file_holds(q, t.start + (t.clusters << q->cluster_bits)))
+        ret = -ENOSPC;
     if (ret == 0 && !q2_meta_reserve(q, t.clusters))
         ret = -ENOMEM;
     if (ret == 0)
@@ -272,22 +298,20 @@ int q2_refcount_co_region(Qcow2 *q, uint64_t want, uint64_t *ret_ci)
             ret = -EFBIG;
     }
     start = index << q->rb_bits;
+    if (ret == 0 && !q2_file_holds(q, (start + blocks) << q->cluster_bits))
+        ret = -ENOSPC;
     for (uint64_t b = 0; b < blocks && ret == 0; b++) {
         uint64_t offset = (start + b) << q->cluster_bits;
         Q2Table *table;
         if (offset > Q2_MAX_HOST - q->cluster_size || q2_meta_hit(q, offset, q->cluster_size))
             return -EFBIG;
         ret = q2_cache_co_new(&q->rb, offset, &table);
-        if (ret == 0 && !q2_meta_reserve(q, 1)) {
-            q2_cache_forget(&q->rb, offset, q->cluster_size);
-            ret = -ENOMEM;
-        }
+        /* All blocks lie together at the start of the first one's range, and the following ones' if they are many. */
+        if (ret == 0)
+            ret = new_block_co_store(q, table, 0,
+                                     b * per_block < blocks ? u64_min(blocks - b * per_block, per_block) : 0);
         if (ret < 0)
             break;
-        /* All blocks lie together at the start of the first one's range, and the following ones' if they are many. */
-        for (uint64_t i = b * per_block; i < blocks && i < (b + 1) * per_block; i++)
-            q2_refcount_set(table->data, q->header.refcount_order, i - b * per_block, 1);
-        q2_meta_add(q, Q2_META_REFBLOCK, offset, q->cluster_size);
         rt_set(q, index + b, offset);
     }
     q->fresh_above = u64_max(q->fresh_above, (start + blocks) << q->cluster_bits);
