@@ -15,6 +15,8 @@
 
 #define PATIENCE   3                           /* passes before a small rest is copied in a drained section */
 #define SMALL_REST (UINT64_C(8) * 1024 * 1024) /* bytes */
+/* A ready mirror lets clients' writes gather that long: who writes a block ten times has it copied once. */
+#define GATHER_NS (INT64_C(10) * 1000 * 1000)
 
 static MirrorJob *mirror_of(Job *job)
 {
@@ -105,12 +107,11 @@ static bool mirror_co_converge(MirrorJob *m, bool drain, int *ret)
             return false;
         passes++;
         if (bitmap_count(m->dirty) == 0 && (m->drained || !drain)) {
-            *ret = mirror_co_flush(m);
-            if (*ret < 0)
-                return false;
-            /* While it was flushed something may have been written, which "ready" allows for and "drained" excludes. */
-            if (*ret > 0 && !(*ret = 0))
-                return !job_is_cancelled(&m->common);
+            /* While it is flushed something may be written, which "ready" allows for and "drained" excludes. */
+            int flushed = mirror_co_flush(m);
+            *ret = MIN(flushed, 0);
+            if (flushed)
+                return flushed > 0 && !job_is_cancelled(&m->common);
         } else if (!m->drained && bitmap_count(m->dirty) <= SMALL_REST && (drain || passes >= PATIENCE)) {
             mirror_co_drain(m);
         }
@@ -120,18 +121,23 @@ static bool mirror_co_converge(MirrorJob *m, bool drain, int *ret)
     }
 }
 
-static void mirror_co_idle(MirrorJob *m)
+/* Ready: copies what clients write, until the job is to end. 0 or -errno. */
+static int mirror_co_follow(MirrorJob *m)
 {
-    m->idle = true;
-    while (!bitmap_count(m->dirty) && !m->should_complete && !m->common.cancelled && !m->copy->ret)
-        job_co_wait(&m->common);
-    m->idle = false;
-    job_co_pause_point(&m->common);
-}
+    Job *job = &m->common;
+    int ret = 0;
 
-static bool mirror_ending(const MirrorJob *m)
-{
-    return m->should_complete || (m->common.cancelled && job_is_ready(&m->common));
+    while (ret == 0 && !m->should_complete && !job->cancelled) {
+        m->idle = true;
+        while (!bitmap_count(m->dirty) && !m->should_complete && !job->cancelled && !m->copy->ret)
+            job_co_wait(job);
+        m->idle = false;
+        if (!m->should_complete && !job->cancelled)
+            job_co_sleep(job, GATHER_NS);
+        job_co_pause_point(job);
+        ret = copy_co_pass(m->copy);
+    }
+    return ret;
 }
 
 static int mirror_co_loop(MirrorJob *m)
@@ -139,21 +145,18 @@ static int mirror_co_loop(MirrorJob *m)
     Job *job = &m->common;
     int ret;
 
-    for (;;) {
-        bool ending = mirror_ending(m);
-        if (!mirror_co_converge(m, ending, &ret))
-            return ret;
-        copy_update_progress(m->copy);
-        if (ending)
-            return 0; /* and the source stays drained */
-        if (!job_is_ready(job))
-            job_set_ready(job);
-        mirror_undrain(m);
-        job_co_pause_point(job);
-        mirror_co_idle(m);
-        if (job_is_cancelled(job))
-            return 0;
-    }
+    if (!mirror_co_converge(m, false, &ret))
+        return ret;
+    copy_update_progress(m->copy);
+    job_set_ready(job);
+    mirror_undrain(m);
+    job_co_pause_point(job);
+    ret = mirror_co_follow(m);
+    if (ret < 0 || job_is_cancelled(job))
+        return ret;
+    mirror_co_converge(m, true, &ret); /* and the source stays drained */
+    copy_update_progress(m->copy);
+    return ret;
 }
 
 static int mirror_co_run(Job *job, GError **error)
