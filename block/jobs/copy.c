@@ -285,6 +285,9 @@ int copy_co_pass(Copy *c)
         }
     }
     copy_co_settle(c);
+    /* The rest is being copied for clients. */
+    while (!c->ret && c->in_flight_bytes && hbitmap_empty(c->opt.todo))
+        coqueue_co_wait(&c->op_done, NULL);
     copy_update_progress(c);
     if (c->failed_lately && !c->ret)
         job_co_sleep(job, ERROR_REST_NS);
@@ -310,10 +313,11 @@ int copy_co_before_write(Copy *c, uint64_t offset, uint64_t bytes)
         c->in_flight_bytes += counted;
         ret = copy_co_range(c, at, n, &is_read);
         c->in_flight_bytes -= counted;
-        if (ret < 0) {
+        if (ret < 0)
             hbitmap_set(c->opt.todo, at, n);
+        coqueue_wake_all(&c->op_done);
+        if (ret < 0)
             return ret;
-        }
         job_progress_done(c->job, (int64_t)counted);
         offset = at + n;
     }
