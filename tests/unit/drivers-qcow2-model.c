@@ -20,6 +20,7 @@ typedef struct Config {
     uint64_t backing_size;
     bool v2;
     const char *options; /* members of the node's JSON */
+    bool direct;         /* O_DIRECT below */
     int ops;
 } Config;
 
@@ -55,9 +56,9 @@ static void fill_random(uint8_t *buf, size_t n)
 
 static void open_co_image(void)
 {
-    node = must_co_open("{'driver':'qcow2','node-name':'q','discard':'unmap','cache':{'no-flush':true},"
+    node = must_co_open("{'driver':'qcow2','node-name':'q','discard':'unmap','cache':{'no-flush':true,'direct':%s},"
                         "'file':{'driver':'file','filename':'%s'}%s}",
-                        image, cfg->options ? cfg->options : "");
+                        cfg->direct ? "true" : "false", image, cfg->options ? cfg->options : "");
     port = must_co_port(node, true);
     assert_int_equal(port_size(port), size);
 }
@@ -369,6 +370,28 @@ static const Config configs[] = {
      .cluster = 1024,
      .ops = 150,
      .options = SMALL},
+    {.name = "qemu, refcount_bits=4, 64k, zstd, O_DIRECT",
+     .create = "-o cluster_size=64k,refcount_bits=4,compression_type=zstd",
+     .size = 4 * MIB + 512,
+     .cluster = 65536,
+     .ops = 200,
+     .options = SMALL,
+     .direct = true},
+    {.name = "qemu, compat 0.10, 16k, qcow2 backing, O_DIRECT",
+     .create = "-b base -F qcow2 -o compat=0.10,cluster_size=16k",
+     .backing_format = "qcow2",
+     .backing_size = 2 * MIB + 512,
+     .size = 3 * MIB,
+     .cluster = 16384,
+     .ops = 200,
+     .direct = true},
+    {.name = "qemu, 2M, refcount_bits=64, backing",
+     .create = "-b base -F raw -o cluster_size=2M,refcount_bits=64",
+     .backing_format = "raw",
+     .backing_size = 5 * MIB + 7,
+     .size = 6 * MIB,
+     .cluster = 2 * MIB,
+     .ops = 150},
     {.name = "qemu, lazy_refcounts, 128k",
      .create = "-o lazy_refcounts=on,cluster_size=128k,refcount_bits=32",
      .size = 6 * MIB - 4096,
