@@ -22,7 +22,7 @@ typedef struct FileState {
     int pending_fd;                    /* the same file opened for writing, to replace fd in set_perm; -1: none */
 
     /* What the file system turned out not to do (each asked once). */
-    bool no_punch, no_zero_range, no_fallocate, no_discard, no_dsync;
+    bool no_punch, no_zero_range, no_fallocate, no_discard, no_dsync, no_copy;
 
     /* Block status: the last extent of data found. Data becomes a hole only by what we do ourselves, so that an
      * extent stays good until then; see file-map.c. */
@@ -64,6 +64,11 @@ bool file_probe_alignment(int fd, uint32_t *ret_align, uint32_t *ret_mem_align);
 int file_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
 int file_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
 int file_co_flush_to_disk(Node *node);
+
+/* ---- file-copy.c --------------------------------------------------------------------------------------------------
+ */
+
+int file_co_copy_from(Node *node, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset);
 
 /* ---- file-space.c -------------------------------------------------------------------------------------------------
  */

@@ -151,6 +151,16 @@ static int raw_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoV
     return child_co_pwritev(node->file, offset + s->offset, bytes, vec, vec_offset, flags);
 }
 
+static int raw_co_copy_from(Node *node, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset)
+{
+    RawState *s = node->state;
+
+    /* The guard wants to see the bytes; so does nobody else. */
+    if ((node->probed && offset < PROBE_SIZE) || (s->has_size && offset + bytes > s->size))
+        return -ENOTSUP;
+    return child_co_copy_from(node->file, offset + s->offset, bytes, source, source_offset);
+}
+
 static int raw_co_pwrite_zeroes(Node *node, uint64_t offset, uint64_t bytes, ReqFlags flags)
 {
     RawState *s = node->state;
@@ -254,6 +264,7 @@ const Driver driver_raw = {
     .child_perm = raw_child_perm,
     .co_preadv = raw_co_preadv,
     .co_pwritev = raw_co_pwritev,
+    .co_copy_from = raw_co_copy_from,
     .co_pwrite_zeroes = raw_co_pwrite_zeroes,
     .co_pdiscard = raw_co_pdiscard,
     .co_block_status = raw_co_block_status,

@@ -22,7 +22,11 @@ int child_co_pdiscard(Child *child, uint64_t offset, uint64_t bytes);
 int child_co_flush(Child *child);
 bool child_co_truncate(Child *child, uint64_t size, bool exact, PreallocMode prealloc, ReqFlags flags, GError **error);
 
-/* The same for one flat buffer. */
+/* Writes what @source (a leaf that block status named, alive for as long) holds at @source_offset, by the host's own
+ * means. -ENOTSUP: there are none here; part of it may have been written. */
+int child_co_copy_from(Child *child, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset);
+
+/* Read and write for one flat buffer. */
 int child_co_pread(Child *child, uint64_t offset, uint64_t bytes, void *buf, ReqFlags flags);
 int child_co_pwrite(Child *child, uint64_t offset, uint64_t bytes, const void *buf, ReqFlags flags);
 

@@ -29,6 +29,12 @@ static int block_status_co_recurse(bool want_zero, BlockStatus *ret)
     return 0;
 }
 
+/* Does it matter to this filter who reads past it (a throttle, an error injector)? */
+static bool wants_reads(const Node *node)
+{
+    return node->drv->is_filter && node->drv->co_preadv;
+}
+
 static int node_co_ask_status(Node *node, bool want_zero, uint64_t offset, uint64_t bytes, BlockStatus *ret)
 {
     int r = 0;
@@ -46,6 +52,8 @@ static int node_co_ask_status(Node *node, bool want_zero, uint64_t offset, uint6
         (want_zero || !(ret->flags & STATUS_DATA)))
         r = block_status_co_recurse(want_zero, ret);
     ret->flags &= ~(STATUS_RECURSE | STATUS_EOF);
+    if (wants_reads(node))
+        ret->flags &= ~STATUS_OFFSET_VALID;
     return r;
 }
 
@@ -66,26 +74,29 @@ int node_co_block_status(Node *node, bool want_zero, uint64_t offset, uint64_t b
     return r;
 }
 
-/* Through filters that have nothing to say about status themselves. */
-static Node *skip_silent(Node *node)
+/* Through filters that have nothing to say about status themselves. *@around: one of them wants to see reads. */
+static Node *skip_silent(Node *node, bool *around)
 {
-    while (node && node_filtered_child(node) && !node->drv->co_block_status)
+    while (node && node_filtered_child(node) && !node->drv->co_block_status) {
+        *around |= wants_reads(node);
         node = node->file->node;
+    }
     return node;
 }
 
 /* The backing layer of the layer that @node is or filters. */
-static Node *next_layer(Node *node)
+static Node *next_layer(Node *node, bool *around)
 {
     Child *backing = node_skip_filters(node)->backing;
 
-    return backing ? skip_silent(backing->node) : NULL;
+    return backing ? skip_silent(backing->node, around) : NULL;
 }
 
 int node_co_block_status_above(Node *top, Node *base, bool want_zero, uint64_t offset, uint64_t bytes, BlockStatus *ret,
                                int *ret_depth)
 {
-    Node *node = skip_silent(top);
+    bool around = false;
+    Node *node = skip_silent(top, &around);
     int depth = 0;
 
     base = base ? node_skip_filters(base) : NULL;
@@ -95,7 +106,7 @@ int node_co_block_status_above(Node *top, Node *base, bool want_zero, uint64_t o
         return 0;
     }
     bytes = u64_min(bytes, top->size - offset);
-    for (; node && node_skip_filters(node) != base; node = next_layer(node), depth++) {
+    for (; node && node_skip_filters(node) != base; node = next_layer(node, &around), depth++) {
         int r = node_co_block_status(node, want_zero, offset, bytes, ret);
         if (r < 0)
             return r;
@@ -115,7 +126,7 @@ int node_co_block_status_above(Node *top, Node *base, bool want_zero, uint64_t o
     }
     if (ret_depth)
         *ret_depth = depth;
-    ret->flags &= ~STATUS_EOF;
+    ret->flags &= around ? ~(STATUS_EOF | STATUS_OFFSET_VALID) : ~STATUS_EOF;
     if (offset + ret->bytes == top->size)
         ret->flags |= STATUS_EOF;
     return 0;

@@ -94,13 +94,43 @@ static int copy_co_zeroes(Copy *c, uint64_t offset, uint64_t bytes)
     return bytes ? -ECANCELED : 0;
 }
 
+/*
+ * Lets the host copy from file to file what stands raw in a file on the source's side. Stops at the first range where
+ * that does not work, for whatever reason: reading and writing will tell whose fault it was.
+ */
+static void copy_co_offload(Copy *c, uint64_t *offset, uint64_t *bytes)
+{
+    while (*bytes && !c->no_offload) {
+        BlockStatus status;
+        uint64_t n;
+        int ret = node_co_block_status_above(c->opt.status_of, NULL, false, *offset, *bytes, &status, NULL);
+        if (ret < 0 || !status.bytes || !(status.flags & STATUS_OFFSET_VALID) || !(status.flags & STATUS_DATA))
+            return;
+        n = u64_min(status.bytes, *bytes);
+        ret = child_co_copy_from(c->opt.target, *offset, n, status.file, status.map);
+        if (ret < 0) {
+            c->no_offload = ret == -ENOTSUP;
+            return;
+        }
+        *offset += n;
+        *bytes -= n;
+    }
+}
+
 static int copy_co_data(Copy *c, uint64_t offset, uint64_t bytes, bool *ret_is_read)
 {
     uint64_t size = u64_min(bytes, copy_buffer_size(&c->opt));
     ReqFlags flags = c->opt.compress_cluster ? REQ_WRITE_COMPRESSED : 0;
-    void *buf = aio_buf_get(c->job->loop, size);
-    int ret = buf ? 0 : -ENOMEM;
+    void *buf;
+    int ret;
 
+    *ret_is_read = false;
+    if (!c->opt.compress_cluster)
+        copy_co_offload(c, &offset, &bytes);
+    if (!bytes)
+        return 0;
+    buf = aio_buf_get(c->job->loop, size);
+    ret = buf ? 0 : -ENOMEM;
     *ret_is_read = true;
     while (bytes && ret == 0) {
         uint64_t n = u64_min(bytes, size);

@@ -47,6 +47,7 @@ typedef struct Copy {
     CoQueue op_done;
     uint64_t data_start, data_end; /* known to be no zeroes: no need to ask again */
     unsigned zero_streak;          /* stretches handled since anybody else could run */
+    bool no_offload;               /* the host cannot copy between these two by itself */
     bool failed_lately;            /* an error was ignored in this pass: take a rest before the next */
     int ret;                       /* the error that ends the job, or 0 */
 } Copy;
