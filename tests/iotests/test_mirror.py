@@ -307,6 +307,25 @@ class Idle(JobCase):
             self.assertLess(time.monotonic(), deadline, 'the write does not reach the target')
             time.sleep(0.01)
 
+    def test_hot_block_is_copied_now_and_then(self):
+        d = self.daemon()
+        a, b = self.pair(d, 'raw', size=4 * sd.MIB)
+        uri = d.export('src', writable=True)
+        d.cmd('blockdev-mirror', job_id='m', device='src', target='dst', sync='full')
+        before = d.wait_ready('m')['data']['offset']
+        start = time.monotonic()
+        with sd.nbd_connect(uri) as h:
+            for i in range(2000):
+                h.pwrite(bytes([i % 256]) * 512, sd.MIB)
+        seconds = time.monotonic() - start
+        d.poll(0.1)
+        copied = (d.job('m')['offset'] - before) // 65536
+        self.assertGreater(copied, 0)
+        self.assertLess(copied, 20 + seconds * 110)  # not more often than every 10 ms
+        d.cancel('m')
+        d.shutdown()
+        self.assertImagesEqual(a, b, 'raw', 'raw')
+
     def test_speed(self):
         d = self.daemon()
         self.pair(d, 'raw', size=8 * sd.MIB, data=[(0, 8 * sd.MIB, 1)])
