@@ -2,6 +2,7 @@
  * QMP: the block graph. blockdev-add and -del, and the queries.
  */
 #include "block/graph/query.h"
+#include "block/jobs/job.h"
 #include "daemon/daemon.h"
 #include "qapi/commands.h"
 
@@ -24,6 +25,8 @@ bool qmp_co_blockdev_del(QmpContext *ctx, const BlockdevDelArgs *arg, GError **e
 
     if (!node)
         return error_set(error, "Failed to find node with node-name='%s'", arg->node_name);
+    if (!job_list_check_node(qmp_daemon(ctx)->jobs, node, error))
+        return false;
     if (!node->monitor_owned)
         return error_set(error, "Node %s is not owned by the monitor", node->name);
     if (!g_queue_is_empty(&node->parents) || node->refs > 1)
