@@ -1,7 +1,6 @@
 /*
  * Commands about jobs: starting them, verbs, queries.
  */
-#include "block/jobs/backup.h"
 #include "block/jobs/job.h"
 #include "block/jobs/mirror.h"
 #include "daemon/daemon.h"
@@ -168,23 +167,5 @@ bool qmp_co_blockdev_mirror(QmpContext *ctx, const BlockdevMirrorArgs *arg, GErr
 
     if (job)
         job_start(job);
-    return job != NULL;
-}
-
-bool qmp_co_drive_backup(QmpContext *ctx, const DriveBackup *arg, GError **error)
-{
-    Job *job = backup_co_new_drive(jobs_of(ctx), NULL, arg, error);
-
-    if (job)
-        backup_co_start(job);
-    return job != NULL;
-}
-
-bool qmp_co_blockdev_backup(QmpContext *ctx, const BlockdevBackup *arg, GError **error)
-{
-    Job *job = backup_co_new_blockdev(jobs_of(ctx), NULL, arg, error);
-
-    if (job)
-        backup_co_start(job);
     return job != NULL;
 }

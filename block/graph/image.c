@@ -71,6 +71,7 @@ bool image_co_create(Graph *graph, const char *filename, const char *format, con
     if (!existed)
         g_unlink(filename);
 fail:
-    g_prefix_error(error, "%s: ", filename);
+    if (error && !strstr((*error)->message, filename))
+        g_prefix_error(error, "%s: ", filename);
     return false;
 }

@@ -217,17 +217,12 @@ static Job *backup_co_new(JobList *list, JobTxn *txn, BackupStart *s, GError **e
     return NULL;
 }
 
-Job *backup_co_new_blockdev(JobList *list, JobTxn *txn, const BlockdevBackup *arg, GError **error)
+Job *backup_co_new_blockdev(JobList *list, JobTxn *txn, const BlockdevBackup *arg, Node *source, Node *target,
+                            GError **error)
 {
-    BackupStart s = {.arg = (const BackupCommon *)arg, .sync = arg->sync};
+    BackupStart s = {.arg = (const BackupCommon *)arg, .sync = arg->sync, .source = source, .target = target};
 
-    s.source = job_find_target(list->graph, arg->device, error);
-    if (!s.source)
-        return NULL;
-    s.target = job_find_target(list->graph, arg->target, error);
-    if (!s.target || !check_bitmap(&s, error))
-        return NULL;
-    return backup_co_new(list, txn, &s, error);
+    return check_bitmap(&s, error) ? backup_co_new(list, txn, &s, error) : NULL;
 }
 
 /* The node that a new target names as its backing file; NULL: none. Settles the mode: there may be no layer below. */
@@ -245,27 +240,40 @@ static Node *target_backing(BackupStart *s)
     return backing;
 }
 
-Job *backup_co_new_drive(JobList *list, JobTxn *txn, const DriveBackup *arg, GError **error)
+/* What @arg asks of the target's image. Settles the mode. */
+static TargetOptions target_options(BackupStart *s, const DriveBackup *arg)
 {
-    BackupStart s = {.arg = (const BackupCommon *)arg, .sync = arg->sync};
     TargetOptions t = {.filename = arg->target,
                        .format = arg->format,
                        .create = arg->mode == NEW_IMAGE_MODE_ABSOLUTE_PATHS,
-                       .open_backing = 'h'};
-    Job *job;
+                       .open_backing = s->sync == MIRROR_SYNC_MODE_NONE ? 'n' : 'h'};
 
-    s.source = job_find_root(list->graph, arg->device, error);
+    t.backing = target_backing(s);
+    return t;
+}
+
+Node *backup_co_open_target(JobList *list, Node *source, const DriveBackup *arg, bool bitmap_comes, GError **error)
+{
+    BackupStart s = {.arg = (const BackupCommon *)arg, .sync = arg->sync, .source = source};
+    TargetOptions t = target_options(&s, arg);
+    Node *target;
+
     /* All that can be refused is, before a file is made. */
-    if (!s.source || !check_bitmap(&s, error) || !job_list_check_node(list, s.source, error))
+    if (!job_check_root(source, error) || (!bitmap_comes && !check_bitmap(&s, error)) ||
+        !job_list_check_node(list, source, error))
         return NULL;
-    t.backing = target_backing(&s);
-    if (s.sync == MIRROR_SYNC_MODE_NONE)
-        t.open_backing = 'n';
-    node_ref(s.source);
-    s.target = job_co_open_target(s.source, &t, error);
-    /* The bitmap may have gone while the target was being opened. */
-    job = s.target && check_bitmap(&s, error) ? backup_co_new(list, txn, &s, error) : NULL;
-    node_co_unref(s.target); /* the job has its own reference */
-    node_co_unref(s.source);
-    return job;
+    node_ref(source);
+    target = job_co_open_target(source, &t, error);
+    node_co_unref(source);
+    return target;
+}
+
+Job *backup_co_new_drive(JobList *list, JobTxn *txn, const DriveBackup *arg, Node *source, Node *target, GError **error)
+{
+    BackupStart s = {.arg = (const BackupCommon *)arg, .sync = arg->sync, .source = source, .target = target};
+
+    if (!check_bitmap(&s, error))
+        return NULL;
+    target_backing(&s);
+    return backup_co_new(list, txn, &s, error);
 }

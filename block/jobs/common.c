@@ -26,15 +26,16 @@ static bool is_root(Node *node)
     return true;
 }
 
+bool job_check_root(Node *node, GError **error)
+{
+    return is_root(node) || error_set(error, "Need a root block node");
+}
+
 Node *job_find_root(Graph *graph, const char *device, GError **error)
 {
     Node *node = job_find_target(graph, device, error);
 
-    if (node && !is_root(node)) {
-        error_set(error, "Need a root block node");
-        return NULL;
-    }
-    return node;
+    return node && job_check_root(node, error) ? node : NULL;
 }
 
 typedef struct IdSearch {

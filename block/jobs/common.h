@@ -10,6 +10,8 @@
  * words ("Cannot find device='x' nor node-name='x'", "Need a root block node"). Borrowed.
  */
 Node *job_find_root(Graph *graph, const char *device, GError **error);
+/* Refuses a node with parents in the graph: "Need a root block node". */
+bool job_check_root(Node *node, GError **error);
 /* The same without asking for a root. */
 Node *job_find_target(Graph *graph, const char *name, GError **error);
 /* The id of the job on @node when the client gave none: the name of the device that shows it, or NULL. Borrowed. */

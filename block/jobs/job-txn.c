@@ -11,7 +11,7 @@
 
 struct JobTxn {
     unsigned refs;
-    GQueue jobs;     /* of Job *, in order of creation; each holds a reference to the transaction */
+    GQueue jobs;     /* of Job *, newest first; each holds a reference to the transaction */
     bool aborting;   /* failed: a coroutine is concluding its jobs */
     bool finalizing; /* a coroutine is preparing and committing */
 };
@@ -36,7 +36,7 @@ void job_txn_unref(JobTxn *txn)
 void job_txn_add(JobTxn *txn, Job *job)
 {
     txn->refs++;
-    g_queue_push_tail(&txn->jobs, job);
+    g_queue_push_head(&txn->jobs, job); /* newest first: the order in which QEMU ends them */
     job->txn = txn;
 }
 

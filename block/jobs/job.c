@@ -159,7 +159,8 @@ void job_conclude(Job *job)
         coqueue_wake_all(&job->changed);
 }
 
-void job_co_discard(Job *job)
+/* Gives back what the constructor took. */
+static void job_co_undo(Job *job)
 {
     g_assert(!job->started);
     if (job->drv->co_abort)
@@ -168,7 +169,19 @@ void job_co_discard(Job *job)
         job->drv->co_clean(job);
     job_co_drop_nodes(job);
     job_txn_del(job);
+}
+
+void job_co_discard(Job *job)
+{
+    job_co_undo(job);
     job_remove(job);
+}
+
+void job_co_abandon(Job *job)
+{
+    job_set_status(job, JOB_STATUS_ABORTING);
+    job_co_undo(job);
+    job_conclude(job);
 }
 
 /* ---- verbs --------------------------------------------------------------------------------------------------------

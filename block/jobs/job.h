@@ -69,3 +69,5 @@ void job_txn_unref(JobTxn *txn); /* takes NULL */
 void job_start(Job *job);
 /* Undoes a job that was made and never started, with what its constructor did to the graph. */
 void job_co_discard(Job *job);
+/* The same, when it is not its own fault: clients are told that it aborted. */
+void job_co_abandon(Job *job);

@@ -461,8 +461,8 @@ static void test_txn_success(void **state)
     b->finish = true;
     job_kick(&b->common);
     turns(3);
-    told("b:waiting a:pending b:pending a:prepare b:prepare a:commit a:clean a:BLOCK_JOB_COMPLETED a:concluded a:null "
-         "b:commit b:clean b:BLOCK_JOB_COMPLETED b:concluded b:null ");
+    told("b:waiting b:pending a:pending b:prepare a:prepare b:commit b:clean b:BLOCK_JOB_COMPLETED b:concluded b:null "
+         "a:commit a:clean a:BLOCK_JOB_COMPLETED a:concluded a:null ");
 }
 
 static void test_txn_failure(void **state)
@@ -479,7 +479,7 @@ static void test_txn_failure(void **state)
     job_start(&b->common);
     g_string_truncate(story, 0);
     turns(12);
-    told("b:aborting " CANCELLED("a") "b:abort b:clean b:BLOCK_JOB_COMPLETED b:concluded b:null " CANCELLED("c"));
+    told("b:aborting " CANCELLED("c") "b:abort b:clean b:BLOCK_JOB_COMPLETED b:concluded b:null " CANCELLED("a"));
 }
 
 /* One fails at once, before the others have been started at all. */
@@ -493,8 +493,8 @@ static void test_txn_failure_before_start(void **state)
     a->ret = -EIO;
     job_start(&a->common);
     turns(3);
-    told("a:created b:created a:running a:aborting a:abort a:clean a:BLOCK_JOB_COMPLETED a:concluded a:null b:aborting "
-         "b:abort b:clean b:concluded b:null ");
+    told("a:created b:created a:running a:aborting b:aborting b:abort b:clean b:concluded b:null a:abort a:clean "
+         "a:BLOCK_JOB_COMPLETED a:concluded a:null ");
 }
 
 static void test_txn_prepare_fails(void **state)
@@ -511,8 +511,8 @@ static void test_txn_prepare_fails(void **state)
     a->finish = true;
     job_kick(&a->common);
     turns(3);
-    told("a:waiting a:pending b:pending a:prepare b:prepare b:aborting " CANCELLED(
-        "a") "b:abort b:clean b:BLOCK_JOB_COMPLETED b:concluded b:null ");
+    told("a:waiting b:pending a:pending b:prepare b:aborting b:abort b:clean b:BLOCK_JOB_COMPLETED b:concluded "
+         "b:null " CANCELLED("a"));
 }
 
 static void test_speed(void **state)
@@ -532,7 +532,7 @@ static int sleep_co_run(Job *job, GError **error)
 {
     int64_t start = loop_now(loop, LOOP_CLOCK_RATE);
 
-    job_co_sleep(job, 1000);
+    job_co_sleep_rate(job, 1000);
     return loop_now(loop, LOOP_CLOCK_RATE) - start >= 1000 ? 0 : -EAGAIN;
 }
 

@@ -1,0 +1,263 @@
+/*
+ * Actions on dirty bitmaps. A bitmap changes between two requests, never in one, so no node needs to rest for them: a
+ * write in flight is recorded when it completes.
+ */
+#include "block/graph/bitmap.h"
+#include "block/graph/driver.h"
+#include "daemon/transaction.h"
+
+typedef struct BitmapAction {
+    Action common;
+    Bitmap *bitmap;
+    HBitmap *old_bits; /* clear, merge: what it held before */
+    bool was_enabled;  /* enable, disable */
+    gint place;        /* remove: where it stood among its node's bitmaps */
+} BitmapAction;
+
+static Graph *graph_of(const BitmapAction *a)
+{
+    return a->common.txn->daemon->graph;
+}
+
+/* Refuses early, before other actions make files, what will be refused later. */
+static bool bitmap_expect(Action *action, const char *node, const char *name, GError **error)
+{
+    return transaction_adds_bitmap(action, name) || bitmap_lookup(action->txn->daemon->graph, node, name, NULL, error);
+}
+
+static bool existing_co_open(Action *action, GError **error)
+{
+    const BlockDirtyBitmap *arg = action->arg;
+
+    return bitmap_expect(action, arg->node, arg->name, error);
+}
+
+/* ---- add ----------------------------------------------------------------------------------------------------------
+ */
+
+static bool add_co_open(Action *action, GError **error)
+{
+    const BlockDirtyBitmapAdd *arg = action->arg;
+
+    return bitmap_name_ok(arg->name, error) && transaction_find(action->txn, arg->node, arg->node, error);
+}
+
+static bool add_co_prepare(Action *action, GError **error)
+{
+    BitmapAction *a = (BitmapAction *)action;
+    const BlockDirtyBitmapAdd *arg = action->arg;
+    Node *node = transaction_find(action->txn, arg->node, arg->node, error);
+
+    if (!node)
+        return false;
+    node = node_skip_implicit(node);
+    if (arg->has_granularity && !arg->granularity)
+        return error_set(error, "Granularity must be power of 2 and at least 512");
+    if (arg->persistent)
+        return error_set(error, "Can't store persistent bitmaps to %s: driver '%s' does not store bitmaps", arg->node,
+                         node->drv->name);
+    a->bitmap = bitmap_new(node, arg->has_granularity ? arg->granularity : 0, arg->name, error);
+    if (!a->bitmap)
+        return false;
+    a->bitmap->enabled = !arg->disabled;
+    return true;
+}
+
+static void add_co_abort(Action *action)
+{
+    bitmap_free(((BitmapAction *)action)->bitmap);
+}
+
+const ActionKind action_bitmap_add = {
+    .size = sizeof(BitmapAction),
+    .co_open = add_co_open,
+    .co_prepare = add_co_prepare,
+    .co_abort = add_co_abort,
+};
+
+/* ---- remove: out of sight first, freed at commit ------------------------------------------------------------------
+ */
+
+/* The bitmap that the action is about, in none of the states @refuse. */
+static bool find_bitmap(BitmapAction *a, unsigned refuse, GError **error)
+{
+    const BlockDirtyBitmap *arg = a->common.arg;
+
+    a->bitmap = bitmap_lookup(graph_of(a), arg->node, arg->name, NULL, error);
+    return a->bitmap && bitmap_check(a->bitmap, refuse, error);
+}
+
+static bool remove_co_prepare(Action *action, GError **error)
+{
+    BitmapAction *a = (BitmapAction *)action;
+    GQueue *bitmaps;
+
+    /* An inconsistent one is good for nothing but this. */
+    if (!find_bitmap(a, BITMAP_REFUSE_BUSY | BITMAP_REFUSE_RO, error))
+        return false;
+    bitmaps = &a->bitmap->node->bitmaps;
+    a->place = g_queue_index(bitmaps, a->bitmap);
+    g_queue_remove(bitmaps, a->bitmap);
+    return true;
+}
+
+static void remove_co_commit(Action *action)
+{
+    bitmap_free(((BitmapAction *)action)->bitmap);
+}
+
+static void remove_co_abort(Action *action)
+{
+    BitmapAction *a = (BitmapAction *)action;
+
+    g_queue_push_nth(&a->bitmap->node->bitmaps, a->bitmap, a->place);
+}
+
+const ActionKind action_bitmap_remove = {
+    .size = sizeof(BitmapAction),
+    .co_open = existing_co_open,
+    .co_prepare = remove_co_prepare,
+    .co_commit = remove_co_commit,
+    .co_abort = remove_co_abort,
+};
+
+/* ---- clear and merge: other bits, the old ones kept until commit --------------------------------------------------
+ */
+
+/* Takes @bits. */
+static void exchange_bits(BitmapAction *a, HBitmap *bits)
+{
+    a->old_bits = a->bitmap->bits;
+    a->bitmap->bits = bits;
+}
+
+static bool clear_co_prepare(Action *action, GError **error)
+{
+    BitmapAction *a = (BitmapAction *)action;
+    HBitmap *bits;
+
+    if (!find_bitmap(a, BITMAP_REFUSE_ALL, error))
+        return false;
+    bits = hbitmap_new(hbitmap_size(a->bitmap->bits), hbitmap_granularity_bits(a->bitmap->bits));
+    if (!bits)
+        return error_set(error, "No memory to clear bitmap '%s'", a->bitmap->name);
+    exchange_bits(a, bits);
+    return true;
+}
+
+static void bits_co_commit(Action *action)
+{
+    hbitmap_free(((BitmapAction *)action)->old_bits);
+}
+
+static void bits_co_abort(Action *action)
+{
+    BitmapAction *a = (BitmapAction *)action;
+
+    hbitmap_free(a->bitmap->bits);
+    a->bitmap->bits = a->old_bits;
+}
+
+const ActionKind action_bitmap_clear = {
+    .size = sizeof(BitmapAction),
+    .co_open = existing_co_open,
+    .co_prepare = clear_co_prepare,
+    .co_commit = bits_co_commit,
+    .co_abort = bits_co_abort,
+};
+
+/* One of the sources: by its name alone on the target's node, or with its own node. */
+static Bitmap *merge_source(Graph *graph, const char *node, const BlockDirtyBitmapOrStr *source, GError **error)
+{
+    Bitmap *bitmap;
+
+    if (source->kind == BLOCK_DIRTY_BITMAP_OR_STR_LOCAL)
+        bitmap = bitmap_lookup(graph, node, source->u.local, NULL, error);
+    else
+        bitmap = bitmap_lookup(graph, source->u.external->node, source->u.external->name, NULL, error);
+    return bitmap && bitmap_check(bitmap, BITMAP_REFUSE_BUSY | BITMAP_REFUSE_INCONSISTENT, error) ? bitmap : NULL;
+}
+
+static bool merge_co_open(Action *action, GError **error)
+{
+    const BlockDirtyBitmapMerge *arg = action->arg;
+
+    return bitmap_expect(action, arg->node, arg->target, error);
+}
+
+static bool merge_co_prepare(Action *action, GError **error)
+{
+    BitmapAction *a = (BitmapAction *)action;
+    const BlockDirtyBitmapMerge *arg = action->arg;
+    g_autoptr(HBitmap) merged = NULL;
+
+    a->bitmap = bitmap_lookup(graph_of(a), arg->node, arg->target, NULL, error);
+    if (!a->bitmap || !bitmap_check(a->bitmap, BITMAP_REFUSE_ALL, error))
+        return false;
+    merged = hbitmap_clone(a->bitmap->bits);
+    if (!merged)
+        return error_set(error, "No memory to merge into bitmap '%s'", arg->target);
+    for (size_t i = 0; i < arg->bitmaps->len; i++) {
+        Bitmap *source = merge_source(graph_of(a), arg->node, arg->bitmaps->items[i], error);
+        if (!source)
+            return false;
+        if (!hbitmap_merge(merged, source->bits))
+            return error_set(error,
+                             "Bitmaps are of different sizes (destination size is %" G_GUINT64_FORMAT
+                             " and source size is %" G_GUINT64_FORMAT ") and can't be merged",
+                             hbitmap_size(merged), hbitmap_size(source->bits));
+    }
+    exchange_bits(a, g_steal_pointer(&merged));
+    return true;
+}
+
+const ActionKind action_bitmap_merge = {
+    .size = sizeof(BitmapAction),
+    .co_open = merge_co_open,
+    .co_prepare = merge_co_prepare,
+    .co_commit = bits_co_commit,
+    .co_abort = bits_co_abort,
+};
+
+/* ---- enable and disable -------------------------------------------------------------------------------------------
+ */
+
+static bool set_enabled(BitmapAction *a, bool enabled, GError **error)
+{
+    if (!find_bitmap(a, BITMAP_REFUSE_ALL, error))
+        return false;
+    a->was_enabled = a->bitmap->enabled;
+    a->bitmap->enabled = enabled;
+    return true;
+}
+
+static bool enable_co_prepare(Action *action, GError **error)
+{
+    return set_enabled((BitmapAction *)action, true, error);
+}
+
+static bool disable_co_prepare(Action *action, GError **error)
+{
+    return set_enabled((BitmapAction *)action, false, error);
+}
+
+static void enabled_co_abort(Action *action)
+{
+    BitmapAction *a = (BitmapAction *)action;
+
+    a->bitmap->enabled = a->was_enabled;
+}
+
+const ActionKind action_bitmap_enable = {
+    .size = sizeof(BitmapAction),
+    .co_open = existing_co_open,
+    .co_prepare = enable_co_prepare,
+    .co_abort = enabled_co_abort,
+};
+
+const ActionKind action_bitmap_disable = {
+    .size = sizeof(BitmapAction),
+    .co_open = existing_co_open,
+    .co_prepare = disable_co_prepare,
+    .co_abort = enabled_co_abort,
+};
