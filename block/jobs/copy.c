@@ -279,7 +279,7 @@ int copy_co_pass(Copy *c)
         if (paced) {
             int64_t delay = ratelimit_delay(&job->rate, loop_now(job->loop, LOOP_CLOCK_RATE), (int64_t)paced);
             if (delay && !job->own_drain) /* clients wait for the end of the drained section */
-                job_co_sleep(job, delay);
+                job_co_sleep_rate(job, delay);
         } else {
             copy_co_breathe(c);
         }

@@ -92,8 +92,10 @@ Port *job_co_open_port(Job *job, Node *node, unsigned perm, unsigned shared, GEr
 bool job_is_cancelled(const Job *job);
 /* Pauses when there is reason to, until there is none any more. */
 void job_co_pause_point(Job *job);
-/* Sleeps @ns on the rate clock, or until kicked; then a pause point. Returns at once when cancelled. */
+/* Sleeps @ns, or until kicked; then a pause point. Returns at once when cancelled. */
 void job_co_sleep(Job *job, int64_t ns);
+/* The same on the clock of rate limits, which a test may hold still. */
+void job_co_sleep_rate(Job *job, int64_t ns);
 /* Sleeps until kicked; then a pause point. */
 void job_co_wait(Job *job);
 /* Wakes it out of the two above. Harmless at any time. */

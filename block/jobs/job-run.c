@@ -15,7 +15,7 @@ static void sleep_fire(void *opaque)
 
 void job_init_sleep(Job *job)
 {
-    timer_init(&job->sleep, job->loop, LOOP_CLOCK_RATE, sleep_fire, job);
+    timer_init(&job->sleep, job->loop, LOOP_CLOCK_REAL, sleep_fire, job);
 }
 
 bool job_is_cancelled(const Job *job)
@@ -73,13 +73,24 @@ void job_co_wait(Job *job)
     job_co_pause_point(job);
 }
 
-void job_co_sleep(Job *job, int64_t ns)
+static void job_co_sleep_on(Job *job, LoopClock clock, int64_t ns)
 {
     if (!job_is_cancelled(job) && !should_pause(job)) {
-        timer_arm(&job->sleep, loop_now(job->loop, LOOP_CLOCK_RATE) + ns);
+        timer_init(&job->sleep, job->loop, clock, sleep_fire, job);
+        timer_arm(&job->sleep, loop_now(job->loop, clock) + ns);
         job_co_idle(job);
     }
     job_co_pause_point(job);
+}
+
+void job_co_sleep(Job *job, int64_t ns)
+{
+    job_co_sleep_on(job, LOOP_CLOCK_REAL, ns);
+}
+
+void job_co_sleep_rate(Job *job, int64_t ns)
+{
+    job_co_sleep_on(job, LOOP_CLOCK_RATE, ns);
 }
 
 static void job_co_entry(void *opaque)
