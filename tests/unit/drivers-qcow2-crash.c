@@ -92,6 +92,7 @@ static int mem_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoV
     bool fail = fails(2);
     if (fault.kind == 4 && offset + bytes > fault.countdown) {
         fault.happened = true;
+        g_free(r.data);
         g_array_remove_index(records, i);
         return -ENOSPC;
     }
