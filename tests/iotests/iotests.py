@@ -8,7 +8,7 @@ Differences, on purpose: a daemon that ends badly, or a reply or event that brea
 where a script leaves it out; results of tools are numbers or strings as of old and have .returncode and .stdout as well.
 
 Environment: TEST_DIR, SOCK_DIR, IMGFMT, IMGPROTO, QEMU_DEFAULT_MACHINE, CACHEMODE, AIOMODE, and those of sd.py.
-IOTESTS_REPORT, IOTESTS_LIST and IOTESTS_CASE are how `run` talks to main().
+IOTESTS_LAUNCHED (path, fd): the daemon behind qemu-compat. IOTESTS_REPORT, IOTESTS_LIST and IOTESTS_CASE are how `run` talks to main().
 """
 import contextlib
 import faulthandler
@@ -32,7 +32,9 @@ from iotests_tools import WAIT, aiomode, cachemode, imgfmt, imgproto, qemu_img_p
 faulthandler.enable()
 
 debug = '-d' in sys.argv
-qemu_prog = sd.DAEMON
+# "path" or "fd": through qemu-compat, started as QEMU's harness would.
+LAUNCHED = os.environ.get('IOTESTS_LAUNCHED')
+qemu_prog = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'qemu-compat') if LAUNCHED else sd.DAEMON
 qemu_opts = []
 # Scripts ask only whether an IDE CD drive can be had: it can.
 qemu_default_machine = os.environ.get('QEMU_DEFAULT_MACHINE', 'pc')
@@ -110,7 +112,7 @@ class VM:
 
     # ---- options ----
     def add_option(self, word, value):
-        self._options += [f'--{word}', value]
+        self._options += ['-' * (1 if LAUNCHED else 2) + word, value]
         return self
 
     def add_drive_raw(self, opts):
@@ -119,7 +121,7 @@ class VM:
     def add_drive(self, path, opts='', interface='virtio', img_format=None):
         """A drive named drive0, drive1 … in the order of the calls; without @path it is empty. There being no guest,
         @interface has nothing to say."""
-        words = [f'id=drive{self._num_drives}']
+        words = [f'if={interface}'] * bool(LAUNCHED) + [f'id=drive{self._num_drives}']
         if path is not None:
             words += [f"file={path.replace(',', ',,')}", f'format={img_format or imgfmt}', f'cache={cachemode}',
                       f'aio={aiomode}']
@@ -136,7 +138,11 @@ class VM:
 
     # ---- life ----
     def launch(self):
-        self._daemon = sd.Daemon(*self._options)
+        if LAUNCHED:
+            from iotests_launcher import Launched
+            self._daemon = Launched(*self._options, by_fd=LAUNCHED == 'fd')
+        else:
+            self._daemon = sd.Daemon(*self._options)
 
     def is_running(self):
         return self._daemon is not None and self._daemon.process.poll() is None
@@ -171,7 +177,8 @@ class VM:
 
     def get_log(self):
         """What the daemon said on stderr, without the last line's end."""
-        return self._daemon.stderr().removesuffix('\n') if self._daemon else None
+        log = self._daemon.stderr() if self._daemon else None
+        return log if LAUNCHED or log is None else log.removesuffix('\n')
 
     # ---- commands ----
     def qmp(self, cmd, conv_keys=True, args_dict=None, **args):
