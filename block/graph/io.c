@@ -200,10 +200,12 @@ static int node_co_write_bounced(Node *node, const Piece *piece, uint64_t offset
     if (!buf)
         return -ENOMEM;
     if (offset != piece->start || piece->span == align) {
+        /* A block of which only the beginning is written is the tail. */
+        bool head = offset != piece->start;
         iovec_one(&part, &iov, buf, align);
-        node_co_debug_event(node, BLKDEBUG_EVENT_PWRITEV_RMW_HEAD);
+        node_co_debug_event(node, head ? BLKDEBUG_EVENT_PWRITEV_RMW_HEAD : BLKDEBUG_EVENT_PWRITEV_RMW_TAIL);
         ret = node_co_read(node, piece->start, align, &part, 0);
-        node_co_debug_event(node, BLKDEBUG_EVENT_PWRITEV_RMW_AFTER_HEAD);
+        node_co_debug_event(node, head ? BLKDEBUG_EVENT_PWRITEV_RMW_AFTER_HEAD : BLKDEBUG_EVENT_PWRITEV_RMW_AFTER_TAIL);
     }
     if (ret == 0 && last && offset + piece->bytes != piece->start + piece->span) {
         iovec_one(&part, &iov, buf + last, align);
