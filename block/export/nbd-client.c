@@ -309,12 +309,12 @@ static bool needs_aligned_memory(const NbdClient *client)
 }
 
 /* Receives what is left of a large write's data straight into its buffer, and with it the beginning of what comes next,
- * so that a row of large writes takes one call each. The receive buffer has been emptied. */
+ * so that a row of large writes takes one call each. While @size is not 0 the receive buffer is empty. */
 static bool client_co_recv_data(NbdClient *client, uint8_t *p, size_t size)
 {
     NbdInBuf *in = client->in;
 
-    if (in->refs == 1) {
+    if (in->refs == 1 && in->start == in->end) {
         in->start = in->end = 0;
     }
     while (size) {

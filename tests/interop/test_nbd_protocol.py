@@ -328,6 +328,26 @@ class Requests(Nbd):
         for at, n, byte in sent.values():
             self.assertEqual(bytes([byte]) * n, r.read(at, n))
 
+    def test_requests_that_arrive_together(self):
+        """Requests behind a write in the same packet are not lost, wherever the write's data is put."""
+        direct = self.path('direct.raw')
+        with open(direct, 'wb') as f:
+            f.truncate(SIZE)
+        self.d.cmd('blockdev-add', driver='file', node_name='d', filename=direct, cache={'direct': True})
+        self.d.export('d', 'direct', writable=True)
+        for name, sizes in ((b'disk', (512, 70000, 512, 130000, 66000, 1)), (b'direct', (512, 4096, 512, 8192, 700, 1))):
+            with self.subTest(export=name):
+                r = self.raw().go(name)
+                packet, at, runs = b'', 0, []
+                for i, n in enumerate(sizes, 1):
+                    packet += struct.pack('>IHHQQI', 0x25609513, 0, WRITE, i, at, n) + bytes([i]) * n
+                    runs.append((at, n, i))
+                    at += n
+                r.send(packet)
+                self.assertEqual({i: 0 for _, _, i in runs}, {c: e for c, e, _ in (r.reply() for _ in runs)})
+                for at, n, i in runs:
+                    self.assertEqual(bytes([i]) * n, r.read(at, n))
+
     def test_replies_not_read(self):
         """Who does not take answers is not answered for ever, and holds up nobody."""
         r = self.raw().go()
