@@ -1,4 +1,5 @@
 """README.md keeps its word: its tour is run line by line, its links lead somewhere."""
+import json
 import os
 import re
 import sys
@@ -42,6 +43,12 @@ class Readme(sd.Case):
         d = self.daemon('--blockdev', 'null-co,node-name=here')
         p = sd.run(sys.executable, '-c', code.replace('/tmp/tour/qmp', d.socket))
         self.assertIn("'node-name': 'here'", p.stdout)
+
+    def test_names_every_driver(self):
+        with open(os.path.join(sd.TOP, 'qapi', 'schema', 'block-core.json'), encoding='utf-8') as f:
+            drivers, = [d['values'] for d in json.load(f) if d.get('enum') == 'BlockdevDriver']
+        missing = [name for name in drivers if not re.search(rf'\b{name}\b', readme())]
+        self.assertEqual([], missing, 'the table of what is supported lacks drivers')
 
     def test_links(self):
         for name in ('README.md', *(f'docs/{n}' for n in os.listdir(os.path.join(sd.TOP, 'docs')) if n.endswith('.md'))):
