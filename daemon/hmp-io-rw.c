@@ -113,7 +113,7 @@ void io_co_read(HmpIo *io)
         if (io->flag['P']) {
             io_verify(out, buffer + start, length, pattern, offset + start);
         }
-        if (io->flag['v']) {
+        if (io->flag['v'] && !io->flag['q']) {
             io_dump(out, buffer, bytes, offset);
         }
         if (!io->flag['q']) {

@@ -157,7 +157,9 @@ static bool io_co_parse_words(HmpIo *io, char **words)
     if (io->n_args >= c->min && io->n_args <= c->max) {
         return true;
     }
-    if (c->max == UINT_MAX) {
+    if (c->letters[0] && io->n_args > c->max) {
+        io_co_usage(c);
+    } else if (c->letters[0]) {
         io_co_print("bad argument count %u to %s, expected at least %u arguments\n", io->n_args, c->name, c->min);
     } else if (c->min == c->max) {
         io_co_print("bad argument count %u to %s, expected %u arguments\n", io->n_args, c->name, c->min);
