@@ -57,7 +57,7 @@ static int alloc_co_search(Qcow2 *q, Search *s)
 
     for (unsigned steps = 1;; steps++) {
         uint64_t index = ci >> q->rb_bits, next = (index + 1) << q->rb_bits;
-        Q2Table *block;
+        CacheTable *block;
         bool any;
         int ret;
 
@@ -90,10 +90,10 @@ static int alloc_co_take(Qcow2 *q, uint64_t start, uint64_t n)
 
     while (done < n) {
         uint64_t ci = start + done, end = u64_min((ci | mask) + 1, start + n);
-        Q2Table *block;
+        CacheTable *block;
         uint8_t *data = NULL;
         int ret = q2_refcount_co_block(q, ci, &block);
-        if (ret == 0 && !(data = q2_cache_modify(&q->rb, block)))
+        if (ret == 0 && !(data = table_cache_modify(&q->rb, block)))
             ret = -ENOMEM;
         if (ret < 0) {
             if (done)
@@ -165,7 +165,7 @@ static int alloc_co_share(Qcow2 *q, uint64_t offset)
     uint64_t ci = offset >> q->cluster_bits, index = ci & ((UINT64_C(1) << q->rb_bits) - 1);
     unsigned order = q->header.refcount_order;
     uint64_t max = UINT64_MAX >> (64 - (1u << order)), count;
-    Q2Table *block;
+    CacheTable *block;
     uint8_t *data;
     int ret = q2_refcount_co_find(q, ci, &block);
 
@@ -174,7 +174,7 @@ static int alloc_co_share(Qcow2 *q, uint64_t offset)
     count = block ? q2_refcount_get(block->data, order, index) : 0;
     if (count == 0 || count == max)
         return -ERANGE;
-    data = q2_cache_modify(&q->rb, block);
+    data = table_cache_modify(&q->rb, block);
     if (!data)
         return -ENOMEM;
     q2_refcount_set(data, order, index, count + 1);
@@ -241,13 +241,13 @@ static int unref_co_part(Qcow2 *q, uint64_t ci, uint64_t end, bool only_count, u
 {
     uint64_t mask = (UINT64_C(1) << q->rb_bits) - 1, first = ci;
     unsigned order = q->header.refcount_order;
-    Q2Table *block;
+    CacheTable *block;
     uint8_t *data;
     int ret = q2_refcount_co_find(q, ci, &block);
 
     if (ret < 0)
         return ret;
-    data = !block ? NULL : only_count ? block->data : q2_cache_modify(&q->rb, block);
+    data = !block ? NULL : only_count ? block->data : table_cache_modify(&q->rb, block);
     if (block && !data)
         return -ENOMEM;
     for (; ci < end; ci++) {

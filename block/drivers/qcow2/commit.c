@@ -102,8 +102,8 @@ static bool freeze(Qcow2 *q, Frozen *f)
         sectors_free(&f->rt);
         return false;
     }
-    q2_cache_freeze(&q->rb);
-    q2_cache_freeze(&q->l2);
+    table_cache_freeze(&q->rb);
+    table_cache_freeze(&q->l2);
     q2_free_freeze(q);
     return true;
 }
@@ -111,7 +111,7 @@ static bool freeze(Qcow2 *q, Frozen *f)
 /* Steps 1 to 3. */
 static int commit_co_refcounts(Qcow2 *q, Frozen *f)
 {
-    int ret = q2_cache_co_write_frozen(&q->rb);
+    int ret = table_cache_co_write_frozen(&q->rb);
 
     if (ret == 0 && f->rt.n) {
         ret = child_co_flush(q->node->file);
@@ -135,7 +135,7 @@ int q2_co_commit_locked(Qcow2 *q)
 
     if (G_UNLIKELY(q->corrupt))
         return -EIO;
-    if (!q2_cache_is_dirty(&q->rb) && !q2_cache_is_dirty(&q->l2) && !q->l1_n_dirty && !q->rt_n_dirty &&
+    if (!table_cache_is_dirty(&q->rb) && !table_cache_is_dirty(&q->l2) && !q->l1_n_dirty && !q->rt_n_dirty &&
         !q2_free_pending(q))
         return 0;
     while (q->rb.n_commit) /* an allocation makes room in the cache */
@@ -147,9 +147,9 @@ int q2_co_commit_locked(Qcow2 *q)
     if (ret == 0)
         ret = q2_free_co_apply(q);
     if (ret < 0) {
-        q2_cache_thaw(&q->l2);
+        table_cache_thaw(&q->l2);
     } else {
-        ret = q2_cache_co_write_frozen(&q->l2);
+        ret = table_cache_co_write_frozen(&q->l2);
     }
     if (ret == 0)
         ret = sectors_co_write(q, &f.l1, Q2_META_L1, q->header.l1_offset, q->l1_size);
@@ -183,7 +183,55 @@ int q2_co_settle(Qcow2 *q)
             ret = child_co_flush(q->node->file);
         q2_free_co_wait(q);
     } while (ret == 0 &&
-             (q2_free_pending(q) || q2_cache_is_dirty(&q->rb) || q2_cache_is_dirty(&q->l2) || q->rt_n_dirty));
+             (q2_free_pending(q) || table_cache_is_dirty(&q->rb) || table_cache_is_dirty(&q->l2) || q->rt_n_dirty));
     comutex_unlock(&q->commit_lock);
     return ret;
 }
+
+/* ---- the caches -------------------------------------------------------------------------------------------------- */
+
+static int cache_co_before_read(Qcow2 *q, BlkdebugEvent event)
+{
+    if (G_UNLIKELY(q->corrupt))
+        return -EIO;
+    q2_co_event(q, event);
+    return 0;
+}
+
+static int l2_co_before_read(TableCache *cache, uint64_t offset)
+{
+    return cache_co_before_read(cache->owner, BLKDEBUG_EVENT_L2_LOAD);
+}
+
+static int l2_co_before_write(TableCache *cache, uint64_t offset, uint64_t bytes)
+{
+    q2_co_event(cache->owner, BLKDEBUG_EVENT_L2_UPDATE);
+    return q2_co_meta_check(cache->owner, Q2_META_L2, offset, bytes);
+}
+
+static int l2_co_make_room(TableCache *cache)
+{
+    return q2_co_commit(cache->owner);
+}
+
+static int refblock_co_before_read(TableCache *cache, uint64_t offset)
+{
+    return cache_co_before_read(cache->owner, BLKDEBUG_EVENT_REFBLOCK_LOAD);
+}
+
+static int refblock_co_before_write(TableCache *cache, uint64_t offset, uint64_t bytes)
+{
+    q2_co_event(cache->owner, BLKDEBUG_EVENT_REFBLOCK_UPDATE_PART);
+    return q2_co_meta_check(cache->owner, Q2_META_REFBLOCK, offset, bytes);
+}
+
+const TableCacheOps q2_l2_ops = {
+    .co_before_read = l2_co_before_read,
+    .co_before_write = l2_co_before_write,
+    .co_make_room = l2_co_make_room,
+};
+
+const TableCacheOps q2_refblock_ops = {
+    .co_before_read = refblock_co_before_read,
+    .co_before_write = refblock_co_before_write,
+};

@@ -82,7 +82,7 @@ static int entry_co_bad(Qcow2 *q, uint64_t gc, uint64_t entry)
 }
 
 /* The slice for guest cluster @gc; NULL where there is no L2 table. */
-static int slice_co_get(Qcow2 *q, uint64_t gc, Q2Table **ret)
+static int slice_co_get(Qcow2 *q, uint64_t gc, CacheTable **ret)
 {
     uint64_t index = l1_index(q, gc), offset;
     int r;
@@ -96,7 +96,7 @@ static int slice_co_get(Qcow2 *q, uint64_t gc, Q2Table **ret)
             return 0;
         if (G_UNLIKELY(!is_aligned(offset, q->cluster_size)))
             return l2_co_bad(q, index, offset);
-        r = q2_cache_co_get(&q->l2, offset + slice_offset(q, gc), ret);
+        r = table_cache_co_get(&q->l2, offset + slice_offset(q, gc), ret);
         /* Another table may have taken its place while we waited, and the old one's cluster may be something else. */
     } while (G_UNLIKELY((q->l1[index] & Q2_OFFSET_MASK) != offset));
     return r;
@@ -118,11 +118,11 @@ static unsigned run_length(const Qcow2 *q, const uint8_t *data, unsigned i, unsi
     return n;
 }
 
-int q2_co_map(Qcow2 *q, uint64_t offset, uint64_t bytes, Q2Map *ret)
+int q2_co_map(Qcow2 *q, uint64_t offset, uint64_t bytes, Extent *ret)
 {
     uint64_t gc = offset >> q->cluster_bits, in = q2_in_cluster(q, offset), entry;
     unsigned i = slice_index(q, gc), max = (1u << q->slice_bits) - i;
-    Q2Table *table;
+    CacheTable *table;
     int r = slice_co_get(q, gc, &table);
 
     if (G_UNLIKELY(r < 0))
@@ -130,11 +130,11 @@ int q2_co_map(Qcow2 *q, uint64_t offset, uint64_t bytes, Q2Map *ret)
     if (!table) {
         /* Nothing as far as this L2 table would reach. */
         uint64_t reach = ((l1_index(q, gc) + 1) << (q->l2_bits + q->cluster_bits)) - offset;
-        *ret = (Q2Map){.kind = Q2_UNALLOCATED, .bytes = u64_min(bytes, reach)};
+        *ret = (Extent){.kind = Q2_UNALLOCATED, .bytes = u64_min(bytes, reach)};
         return 0;
     }
     entry = load_be64(table->data + (size_t)i * 8);
-    *ret = (Q2Map){.kind = q2_entry_kind(q, entry)};
+    *ret = (Extent){.kind = q2_entry_kind(q, entry)};
     if (ret->kind == Q2_NORMAL || ret->kind == Q2_ZERO_ALLOC) {
         uint64_t host = entry & Q2_OFFSET_MASK;
         if (G_UNLIKELY(!is_aligned(host, q->cluster_size)))
@@ -206,7 +206,7 @@ static int l2_co_allocate(Qcow2 *q, uint64_t index)
         q2_co_unref(q, run.offset, q->cluster_size, Q2_FREE_OTHER);
         return ret;
     }
-    q2_cache_forget(&q->l2, run.offset, q->cluster_size); /* from an earlier life of the cluster */
+    table_cache_forget(&q->l2, run.offset, q->cluster_size); /* from an earlier life of the cluster */
     if (old) {
         q2_meta_remove(q, old, q->cluster_size);
         q2_free_later(q, old, q->cluster_size, Q2_FREE_OTHER);
@@ -222,7 +222,7 @@ static inline bool l2_is_ours(uint64_t l1_entry)
     return (l1_entry & Q2_COPIED) && (l1_entry & Q2_OFFSET_MASK);
 }
 
-int q2_co_l2_for_write(Qcow2 *q, uint64_t gc, Q2Table **ret, unsigned *ret_index)
+int q2_co_l2_for_write(Qcow2 *q, uint64_t gc, CacheTable **ret, unsigned *ret_index)
 {
     uint64_t index = l1_index(q, gc);
     int r = 0;

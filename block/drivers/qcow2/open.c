@@ -114,8 +114,8 @@ static void clean_timer_fire(void *opaque)
 {
     Qcow2 *q = opaque;
 
-    q2_cache_clean(&q->l2);
-    q2_cache_clean(&q->rb);
+    table_cache_clean(&q->l2);
+    table_cache_clean(&q->rb);
     timer_arm(&q->clean_timer, loop_now(q->node->loop, LOOP_CLOCK_REAL) + q->clean_interval);
 }
 
@@ -123,8 +123,8 @@ static void release(Qcow2 *q)
 {
     if (q->clean_timer.loop)
         timer_cancel(&q->clean_timer);
-    q2_cache_free(&q->l2);
-    q2_cache_free(&q->rb);
+    table_cache_free(&q->l2);
+    table_cache_free(&q->rb);
     q2_meta_free(q);
     q2_refcount_free(q);
     g_clear_pointer(&q->l1, g_free);
@@ -133,8 +133,6 @@ static void release(Qcow2 *q)
     g_clear_pointer(&q->committing.items, g_free);
     g_clear_pointer(&q->written.items, g_free);
     g_clear_pointer(&q->grace.items, g_free);
-    free(q->zeroes);
-    q->zeroes = NULL;
     q2_header_free(&q->header);
 }
 
@@ -145,14 +143,9 @@ static bool open_co_image(Qcow2 *q, const BlockdevOptionsQcow2 *o, GError **erro
     set_geometry(q);
     if (!check_not_truncated(q, error) || !q2_options_apply(q, o, error))
         return false;
-    if (posix_memalign((void **)&q->zeroes, 4096, Q2_ZEROES) != 0) {
-        q->zeroes = NULL;
-        return error_set(error, "Could not allocate memory for a qcow2 node");
-    }
-    memset(q->zeroes, 0, Q2_ZEROES);
     if (!q2_meta_init(q, error) || !q2_l1_co_load(q, error) || !q2_refcount_co_init(q, error) ||
-        !q2_cache_init(&q->l2, q, Q2_META_L2, q->l2_slice_size, q->l2_cache_tables, error) ||
-        !q2_cache_init(&q->rb, q, Q2_META_REFBLOCK, (uint32_t)q->cluster_size, q->rb_cache_tables, error))
+        !table_cache_init(&q->l2, &q2_l2_ops, q, q->node, q->l2_slice_size, q->l2_cache_tables, error) ||
+        !table_cache_init(&q->rb, &q2_refblock_ops, q, q->node, (uint32_t)q->cluster_size, q->rb_cache_tables, error))
         return false;
     if (node_writable(q->node) && !open_co_meta(q, error))
         return false;

@@ -35,7 +35,7 @@ int q2_co_read_packed(Qcow2 *q, uint64_t entry, uint64_t offset, uint64_t bytes,
 static int packed_co_store(Qcow2 *q, uint64_t gc, const uint8_t *packed, size_t size)
 {
     uint64_t at, sectors;
-    Q2Table *table;
+    CacheTable *table;
     uint8_t *data = NULL;
     unsigned i;
     int ret;
@@ -55,7 +55,7 @@ static int packed_co_store(Qcow2 *q, uint64_t gc, const uint8_t *packed, size_t 
     if (ret == 0)
         ret = q2_co_l2_for_write(q, gc, &table, &i);
     if (ret == 0) {
-        data = q2_cache_modify(&q->l2, table);
+        data = table_cache_modify(&q->l2, table);
         ret = data ? 0 : -ENOMEM;
     }
     if (ret < 0) {
@@ -75,7 +75,7 @@ static int packed_co_write(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVe
     size_t size = q->cluster_size;
     uint8_t *plain = aio_buf_get(loop, size), *packed = aio_buf_get(loop, size);
     ssize_t ret = plain && packed ? 0 : -ENOMEM;
-    Q2Claim claim;
+    Claim claim;
 
     if (ret == 0) {
         iov_to_buf(vec->iov, vec->n, vec_offset, plain, bytes);
@@ -83,9 +83,9 @@ static int packed_co_write(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVe
         ret = q2_co_compress(q, plain, size, packed, size - 1);
     }
     if (ret > 0) {
-        q2_claim_co_wait(q, &claim, offset >> q->cluster_bits, 1);
+        claim_co_wait(&q->claims, &claim, offset >> q->cluster_bits, 1);
         ret = packed_co_store(q, offset >> q->cluster_bits, packed, (size_t)ret);
-        q2_claim_end(q, &claim);
+        claim_end(&q->claims, &claim);
         q2_free_co_throttle(q);
     } else if (ret == 0) {
         ret = q2_co_pwritev(q->node, offset, bytes, vec, vec_offset, 0);

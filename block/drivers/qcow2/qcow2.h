@@ -19,6 +19,10 @@
  */
 #pragma once
 #include "block/aio/io.h"
+#include "block/format/claim.h"
+#include "block/format/cow.h"
+#include "block/format/pieces.h"
+#include "block/format/table-cache.h"
 #include "block/graph/io.h"
 #include "block/graph/status.h"
 #include "block/util/bytes.h"
@@ -107,64 +111,6 @@ int q2_co_header_patch(Qcow2 *q, unsigned offset, const void *bytes, unsigned si
 /* Sets the feature bits in the image and in memory and makes them durable. Version 3 only. */
 int q2_co_set_incompat(Qcow2 *q, uint64_t incompat);
 
-/* ---- cache.c ------------------------------------------------------------------------------------------------------
- */
-
-/*
- * Metadata in memory, in tables of one size, by their offset in the image. A table stays valid until the next yield:
- * nobody pins one. Big-endian, as in the image.
- */
-typedef struct Q2Table {
-    uint64_t offset; /* 0: unused */
-    uint8_t *data;   /* NULL: no memory attached */
-    uint8_t *stable; /* what a commit is writing, when data has been changed since; else NULL */
-    uint32_t next;   /* in its hash chain; index + 1, 0: end */
-    bool dirty;      /* differs from what is in the image or being written by a commit */
-    bool listed;     /* in cache->dirty */
-    bool commit;     /* in cache->commit: its content of the time of freezing has to be written */
-    bool loading;    /* being read; data is not valid */
-    bool used;       /* since the clock's hand came by */
-    bool recent;     /* since the last cleaning */
-} Q2Table;
-
-typedef struct Q2Cache {
-    Qcow2 *q;
-    unsigned kind; /* Q2_META_L2 or Q2_META_REFBLOCK: what its tables must be to be written */
-    uint32_t table_size;
-    unsigned table_bits;
-    uint32_t n; /* tables */
-    uint32_t hand;
-    unsigned hash_bits;
-    Q2Table *tables;
-    uint32_t *hash;  /* index + 1 */
-    Q2Table **dirty; /* room for n */
-    uint32_t n_dirty;
-    Q2Table **commit; /* room for n */
-    uint32_t n_commit;
-    CoQueue loaders; /* wait for a table that is loading, or for a free place */
-} Q2Cache;
-
-bool q2_cache_init(Q2Cache *cache, Qcow2 *q, unsigned kind, uint32_t table_size, uint64_t n, GError **error);
-void q2_cache_free(Q2Cache *cache);
-/* The table at @offset (a multiple of the table size), read if need be. Valid until the next yield. */
-int q2_cache_co_get(Q2Cache *cache, uint64_t offset, Q2Table **ret);
-/* A table that is not in the image yet, zeroed and dirty. */
-int q2_cache_co_new(Q2Cache *cache, uint64_t offset, Q2Table **ret);
-/* Announces a change: returns the bytes to change, before the next yield. NULL when memory is short. */
-void *q2_cache_modify(Q2Cache *cache, Q2Table *table);
-/* Drops clean tables within the range: their cluster has been freed. Dirty ones are dropped too: nobody needs them. */
-void q2_cache_forget(Q2Cache *cache, uint64_t offset, uint64_t bytes);
-/* Commit: everything dirty at this moment is what q2_cache_co_write_frozen() writes. thaw: or not, after an error. */
-void q2_cache_freeze(Q2Cache *cache);
-int q2_cache_co_write_frozen(Q2Cache *cache);
-void q2_cache_thaw(Q2Cache *cache);
-/* Gives memory of clean tables back that were not used since the last call. */
-void q2_cache_clean(Q2Cache *cache);
-static inline bool q2_cache_is_dirty(const Q2Cache *cache)
-{
-    return cache->n_dirty || cache->n_commit;
-}
-
 /* ---- overlap.c -----------------------------------------------------------------------------------------------------
  */
 
@@ -229,12 +175,12 @@ bool q2_refcount_co_init(Qcow2 *q, GError **error);
 void q2_refcount_free(Qcow2 *q);
 /* The refcount block of the cluster with index @ci; makes one, and grows the refcount table, where there is none.
  * alloc_lock held. */
-int q2_refcount_co_block(Qcow2 *q, uint64_t ci, Q2Table **ret);
+int q2_refcount_co_block(Qcow2 *q, uint64_t ci, CacheTable **ret);
 /* Makes blocks for a range that has room for @want free clusters in a row: more than lie between two blocks otherwise.
  * *@ret_ci is the first. alloc_lock held. */
 int q2_refcount_co_region(Qcow2 *q, uint64_t want, uint64_t *ret_ci);
 /* The block of a cluster without making one: *@ret is NULL where there is none. */
-int q2_refcount_co_find(Qcow2 *q, uint64_t ci, Q2Table **ret);
+int q2_refcount_co_find(Qcow2 *q, uint64_t ci, CacheTable **ret);
 
 /* ---- alloc.c -------------------------------------------------------------------------------------------------------
  */
@@ -301,26 +247,20 @@ int q2_co_commit(Qcow2 *q);
 int q2_co_commit_locked(Qcow2 *q);
 /* Commits, makes it durable and applies all frees, so that nothing is pending: close, resize. */
 int q2_co_settle(Qcow2 *q);
+/* Of the caches. L2 tables are only written in a commit, refcount blocks at any time. */
+extern const TableCacheOps q2_l2_ops, q2_refblock_ops;
 
 /* ---- map.c ---------------------------------------------------------------------------------------------------------
  */
 
 typedef enum Q2Kind { Q2_UNALLOCATED, Q2_NORMAL, Q2_ZERO_PLAIN, Q2_ZERO_ALLOC, Q2_PACKED } Q2Kind;
 
-typedef struct Q2Map {
-    Q2Kind kind;
-    bool copied;    /* NORMAL, ZERO_ALLOC: in place is allowed */
-    uint64_t bytes; /* from the asked offset on that are of this kind (and adjoining in the image) */
-    uint64_t host;  /* NORMAL, ZERO_ALLOC: where the asked offset lies in the image */
-    uint64_t entry; /* PACKED: the L2 entry */
-} Q2Map;
-
 static inline Q2Kind q2_entry_kind(const Qcow2 *q, uint64_t entry);
 /* Looks [@offset, @offset + @bytes) up, as far as it is alike within one L2 slice. */
-int q2_co_map(Qcow2 *q, uint64_t offset, uint64_t bytes, Q2Map *ret);
+int q2_co_map(Qcow2 *q, uint64_t offset, uint64_t bytes, Extent *ret);
 /* A slice of an L2 table that may be changed. Entries for guest cluster @gc on: *@ret_index is its index in the slice.
  */
-int q2_co_l2_for_write(Qcow2 *q, uint64_t gc, Q2Table **ret, unsigned *ret_index);
+int q2_co_l2_for_write(Qcow2 *q, uint64_t gc, CacheTable **ret, unsigned *ret_index);
 /* Where compressed data lies. */
 void q2_packed_range(const Qcow2 *q, uint64_t entry, uint64_t *ret_offset, uint64_t *ret_bytes);
 bool q2_l1_alloc(Qcow2 *q, GError **error);
@@ -333,44 +273,6 @@ bool q2_snapshots_co_load(Qcow2 *q, GError **error);
 
 /* ---- guest I/O ------------------------------------------------------------------------------------------------------
  */
-
-/* A range of guest clusters whose entries somebody is about to change (write.c): others keep off until it is done. */
-typedef struct Q2Claim {
-    uint64_t first, n; /* guest clusters */
-    CoQueue waiters;
-    struct Q2Claim *prev, *next;
-} Q2Claim;
-
-/* Does somebody claim part of the range? NULL: no, and until the next yield nobody does. */
-Q2Claim *q2_claim_find(Qcow2 *q, uint64_t first, uint64_t n);
-void q2_claim_begin(Qcow2 *q, Q2Claim *claim, uint64_t first, uint64_t n);
-void q2_claim_end(Qcow2 *q, Q2Claim *claim);
-/* Waits for all claims on the range and makes one. */
-void q2_claim_co_wait(Qcow2 *q, Q2Claim *claim, uint64_t first, uint64_t n);
-
-/* pieces.c: parts of one request that run at the same time. Zero-initialise but for q, vec and fn. */
-enum { Q2_PIECES = 8 };
-typedef int Q2PieceFn(Qcow2 *q, const Q2Map *map, uint64_t offset, const IoVec *vec, size_t vec_offset);
-typedef struct Q2Pieces Q2Pieces;
-typedef struct Q2Piece {
-    Q2Pieces *all; /* NULL: free */
-    Q2Map map;
-    uint64_t offset;
-    size_t vec_offset;
-} Q2Piece;
-struct Q2Pieces {
-    Qcow2 *q;
-    const IoVec *vec;
-    Q2PieceFn *fn;
-    unsigned n; /* running */
-    int ret;    /* the first error */
-    CoQueue done;
-    Q2Piece pieces[Q2_PIECES];
-};
-/* Starts fn for one piece (or runs it, when many run already). Must be called right after the lookup of @map. */
-void q2_pieces_co_add(Q2Pieces *all, const Q2Map *map, uint64_t offset, size_t vec_offset);
-/* Waits for all; 0 or the first error. */
-int q2_pieces_co_wait(Q2Pieces *all);
 
 int q2_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
 int q2_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
@@ -393,10 +295,6 @@ int q2_co_read_backing(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *v
 int q2_co_read_packed(Qcow2 *q, uint64_t entry, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset);
 /* What every change to the image waits for once: the autoclear bits of what we do not maintain are off. */
 int q2_co_before_first_write(Qcow2 *q);
-/* cow.c: writes @bytes guest bytes from @offset into the new clusters of @run that begin with guest cluster @first,
- * with whatever else belongs in the first and the last of them. */
-int q2_cow_co_write(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, uint64_t first,
-                    const Q2Run *run);
 
 /* compress.c: on worker threads. Result sizes: bytes of @out used, -ENOMEM, -EIO (bad input) or, for compression, 0
  * when the result would not fit in @out_size. */
@@ -437,7 +335,7 @@ struct Qcow2 {
     uint32_t rt_n_dirty;
     uint8_t *rb_full; /* a byte for each entry of rt: the block is known to have no free cluster */
 
-    Q2Cache l2, rb;
+    TableCache l2, rb;
     Q2MetaSet meta;
 
     /* allocation: alloc_lock for whoever takes clusters */
@@ -456,7 +354,7 @@ struct Qcow2 {
     CoQueue phase_waiters;
 
     CoMutex commit_lock;
-    Q2Claim *claims;
+    Claim *claims;
 
     bool wrote; /* autoclear bits are dealt with */
     CoMutex first_write_lock;
@@ -470,11 +368,7 @@ struct Qcow2 {
     uint32_t l2_slice_size;
     int64_t clean_interval; /* ns, 0: never */
     Timer clean_timer;
-
-    uint8_t *zeroes; /* Q2_ZEROES bytes, never written */
 };
-
-#define Q2_ZEROES (64 * 1024)
 
 static inline Qcow2 *q2_of(const Node *node)
 {

@@ -21,8 +21,9 @@ int q2_co_read_backing(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *v
 }
 
 /* One stretch that is alike. */
-static int read_co_piece(Qcow2 *q, const Q2Map *map, uint64_t offset, const IoVec *vec, size_t vec_offset)
+static int read_co_piece(void *opaque, const Extent *map, uint64_t offset, const IoVec *vec, size_t vec_offset)
 {
+    Qcow2 *q = opaque;
     unsigned phase;
     int ret;
 
@@ -44,13 +45,13 @@ static int read_co_piece(Qcow2 *q, const Q2Map *map, uint64_t offset, const IoVe
 }
 
 /* Several stretches, of which @map is the first. */
-static int read_co_pieces(Qcow2 *q, Q2Map *map, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset)
+static int read_co_pieces(Qcow2 *q, Extent *map, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset)
 {
-    Q2Pieces all = {.q = q, .vec = vec, .fn = read_co_piece};
+    Pieces all = {.loop = q->node->loop, .owner = q, .vec = vec, .fn = read_co_piece};
     int ret = 0;
 
     for (;;) {
-        q2_pieces_co_add(&all, map, offset, vec_offset);
+        pieces_co_add(&all, map, offset, vec_offset);
         offset += map->bytes;
         vec_offset += map->bytes;
         bytes -= map->bytes;
@@ -60,13 +61,13 @@ static int read_co_pieces(Qcow2 *q, Q2Map *map, uint64_t offset, uint64_t bytes,
         if (ret < 0)
             break;
     }
-    int first = q2_pieces_co_wait(&all);
+    int first = pieces_co_wait(&all);
     return first < 0 ? first : ret;
 }
 
 int q2_co_read(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset)
 {
-    Q2Map map;
+    Extent map;
     int ret = q2_co_map(q, offset, bytes, &map);
 
     if (G_UNLIKELY(ret < 0))

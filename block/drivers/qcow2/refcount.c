@@ -90,7 +90,7 @@ static void rt_set(Qcow2 *q, uint64_t index, uint64_t offset)
  * Finishes a new block: the clusters [@first, @end) of its range are in use. It is written at once, for if there is no
  * space for it, the request that wants it has to fail and not every commit from then on.
  */
-static int new_block_co_store(Qcow2 *q, Q2Table *table, uint64_t first, uint64_t end)
+static int new_block_co_store(Qcow2 *q, CacheTable *table, uint64_t first, uint64_t end)
 {
     uint64_t offset = table->offset;
     void *copy = aio_buf_get(q->node->loop, q->cluster_size);
@@ -106,7 +106,7 @@ static int new_block_co_store(Qcow2 *q, Q2Table *table, uint64_t first, uint64_t
             q2_meta_remove(q, offset, q->cluster_size);
     }
     if (ret < 0)
-        q2_cache_forget(&q->rb, offset, q->cluster_size);
+        table_cache_forget(&q->rb, offset, q->cluster_size);
     aio_buf_put(q->node->loop, copy, q->cluster_size);
     return ret;
 }
@@ -115,7 +115,7 @@ static int new_block_co_store(Qcow2 *q, Q2Table *table, uint64_t first, uint64_t
 static int refcount_co_new_block(Qcow2 *q, uint64_t index)
 {
     uint64_t offset = index << (q->rb_bits + q->cluster_bits);
-    Q2Table *table;
+    CacheTable *table;
     int ret;
 
     if (offset > Q2_MAX_HOST - q->cluster_size)
@@ -128,7 +128,7 @@ static int refcount_co_new_block(Qcow2 *q, uint64_t index)
             "There is no refcount block for clusters in use (refcount table index: %" G_GUINT64_FORMAT ")", index);
     q2_co_event(q, BLKDEBUG_EVENT_REFBLOCK_ALLOC);
     q2_co_event(q, BLKDEBUG_EVENT_REFBLOCK_ALLOC_WRITE);
-    ret = q2_cache_co_new(&q->rb, offset, &table);
+    ret = table_cache_co_new(&q->rb, offset, &table);
     if (ret < 0)
         return ret;
     ret = new_block_co_store(q, table, 0, 1);
@@ -188,8 +188,8 @@ static int new_table_co_blocks(Qcow2 *q, NewTable *t)
 {
     for (uint64_t b = 0; b < t->blocks; b++) {
         uint64_t first = b << q->rb_bits, offset = t->start + (b << q->cluster_bits);
-        Q2Table *table;
-        int ret = q2_cache_co_new(&q->rb, offset, &table);
+        CacheTable *table;
+        int ret = table_cache_co_new(&q->rb, offset, &table);
         if (ret < 0)
             return ret;
         for (uint64_t i = first; i < t->clusters && i < first + (UINT64_C(1) << q->rb_bits); i++)
@@ -215,9 +215,9 @@ static int new_table_co_write(Qcow2 *q, NewTable *t)
     memcpy(t->rt, q->rt, (size_t)q->rt_size * 8);
     for (uint32_t i = 0; i < t->size; i++)
         store_be64(raw + (size_t)i * 8, t->rt[i]);
-    q2_cache_freeze(&q->rb);
+    table_cache_freeze(&q->rb);
     q2_co_event(q, BLKDEBUG_EVENT_REFBLOCK_ALLOC_WRITE_BLOCKS);
-    ret = q2_cache_co_write_frozen(&q->rb);
+    ret = table_cache_co_write_frozen(&q->rb);
     q2_co_event(q, BLKDEBUG_EVENT_REFBLOCK_ALLOC_WRITE_TABLE);
     if (ret == 0)
         ret = child_co_pwrite(q->node->file, offset, bytes, raw, 0);
@@ -256,7 +256,7 @@ static int refcount_co_grow_table(Qcow2 *q, uint64_t want)
         if (ret == 0)
             ret = new_table_co_write(q, &t);
         if (ret < 0) {
-            q2_cache_forget(&q->rb, t.start, t.blocks << q->cluster_bits);
+            table_cache_forget(&q->rb, t.start, t.blocks << q->cluster_bits);
             q2_meta_remove(q, t.start, t.clusters << q->cluster_bits);
         }
     }
@@ -302,10 +302,10 @@ int q2_refcount_co_region(Qcow2 *q, uint64_t want, uint64_t *ret_ci)
         ret = -ENOSPC;
     for (uint64_t b = 0; b < blocks && ret == 0; b++) {
         uint64_t offset = (start + b) << q->cluster_bits;
-        Q2Table *table;
+        CacheTable *table;
         if (offset > Q2_MAX_HOST - q->cluster_size || q2_meta_hit(q, offset, q->cluster_size))
             return -EFBIG;
-        ret = q2_cache_co_new(&q->rb, offset, &table);
+        ret = table_cache_co_new(&q->rb, offset, &table);
         /* All blocks lie together at the start of the first one's range, and the following ones' if they are many. */
         if (ret == 0)
             ret = new_block_co_store(q, table, 0,
@@ -319,7 +319,7 @@ int q2_refcount_co_region(Qcow2 *q, uint64_t want, uint64_t *ret_ci)
     return ret;
 }
 
-int q2_refcount_co_find(Qcow2 *q, uint64_t ci, Q2Table **ret)
+int q2_refcount_co_find(Qcow2 *q, uint64_t ci, CacheTable **ret)
 {
     uint64_t index = ci >> q->rb_bits;
 
@@ -331,10 +331,10 @@ int q2_refcount_co_find(Qcow2 *q, uint64_t ci, Q2Table **ret)
                              "Refblock offset 0x%" G_GINT64_MODIFIER
                              "x unaligned (reftable index: 0x%" G_GINT64_MODIFIER "x)",
                              q->rt[index], index);
-    return q2_cache_co_get(&q->rb, q->rt[index], ret);
+    return table_cache_co_get(&q->rb, q->rt[index], ret);
 }
 
-int q2_refcount_co_block(Qcow2 *q, uint64_t ci, Q2Table **ret)
+int q2_refcount_co_block(Qcow2 *q, uint64_t ci, CacheTable **ret)
 {
     uint64_t index = ci >> q->rb_bits;
     int r = 0;

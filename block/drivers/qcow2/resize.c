@@ -111,7 +111,7 @@ static int grow_co_zero_tail(Qcow2 *q, uint64_t size)
     uint64_t old = q->header.size, bytes = u64_min(size, align_up(old, q->cluster_size)) - old;
     struct iovec iov[Q2_MAX_CLUSTER_BITS * 2];
     IoVec vec = {.iov = iov};
-    Q2Map map;
+    Extent map;
     int ret;
 
     if (!bytes)
@@ -120,7 +120,7 @@ static int grow_co_zero_tail(Qcow2 *q, uint64_t size)
     if (ret < 0 || (map.kind != Q2_NORMAL && map.kind != Q2_PACKED))
         return ret;
     for (; vec.size < bytes; vec.n++) {
-        iov[vec.n] = (struct iovec){.iov_base = q->zeroes, .iov_len = u64_min(bytes - vec.size, Q2_ZEROES)};
+        iov[vec.n] = (struct iovec){.iov_base = cow_zeroes, .iov_len = u64_min(bytes - vec.size, COW_ZEROES)};
         vec.size += iov[vec.n].iov_len;
     }
     return q2_co_pwritev(q->node, old, bytes, &vec, 0, 0);
@@ -143,7 +143,7 @@ static void drop_l2_tables(Qcow2 *q, uint64_t l1_need)
         if (!offset)
             continue;
         q2_l1_set(q, i, 0);
-        q2_cache_forget(&q->l2, offset, q->cluster_size);
+        table_cache_forget(&q->l2, offset, q->cluster_size);
         q2_meta_remove(q, offset, q->cluster_size);
         q2_free_later(q, offset, q->cluster_size, Q2_FREE_OTHER);
     }

@@ -23,7 +23,7 @@ static unsigned flags_of(Q2Kind kind)
 int q2_co_block_status(Node *node, bool want_zero, uint64_t offset, uint64_t bytes, BlockStatus *ret)
 {
     Qcow2 *q = q2_of(node);
-    Q2Map map;
+    Extent map;
     int r;
 
     if (G_UNLIKELY(q->corrupt))

@@ -1,52 +1,15 @@
 /*
- * Guest writes, and who may change which L2 entries.
+ * Guest writes.
  *
  * Guarantees: a write to clusters that are ours alone goes there and changes no metadata. Any other write gets new
- * clusters: refcounts (alloc.c), then data and its surroundings (cow.c), then the L2 entries in memory, which commit.c
- * writes out later behind a barrier. What the entries referred to before is freed after that (free.c). A write that
- * fails half way gives its clusters back and leaves the entries alone.
+ * clusters: refcounts (alloc.c), then data and its surroundings (format/cow.c), then the L2 entries in memory, which
+ * commit.c writes out later behind a barrier. What the entries referred to before is freed after that (free.c). A write
+ * that fails half way gives its clusters back and leaves the entries alone.
  *
  * Claims: while a write fills new clusters, the guest range is claimed, and whoever else would change the same entries
  * waits. Requests to other clusters, and to clusters that have theirs, do not even look.
  */
 #include "block/drivers/qcow2/event.h"
-
-Q2Claim *q2_claim_find(Qcow2 *q, uint64_t first, uint64_t n)
-{
-    for (Q2Claim *c = q->claims; c; c = c->next) {
-        if (first < c->first + c->n && c->first < first + n)
-            return c;
-    }
-    return NULL;
-}
-
-void q2_claim_begin(Qcow2 *q, Q2Claim *claim, uint64_t first, uint64_t n)
-{
-    *claim = (Q2Claim){.first = first, .n = n, .next = q->claims};
-    if (q->claims)
-        q->claims->prev = claim;
-    q->claims = claim;
-}
-
-void q2_claim_end(Qcow2 *q, Q2Claim *claim)
-{
-    if (claim->next)
-        claim->next->prev = claim->prev;
-    if (claim->prev)
-        claim->prev->next = claim->next;
-    else
-        q->claims = claim->next;
-    coqueue_wake_all(&claim->waiters);
-}
-
-void q2_claim_co_wait(Qcow2 *q, Q2Claim *claim, uint64_t first, uint64_t n)
-{
-    Q2Claim *other;
-
-    while ((other = q2_claim_find(q, first, n)))
-        coqueue_co_wait(&other->waiters, NULL);
-    q2_claim_begin(q, claim, first, n);
-}
 
 /* Can the cluster of this entry be used again for what is written: it is ours, but shows zeroes? */
 static bool is_reusable(const Qcow2 *q, uint64_t entry)
@@ -74,10 +37,7 @@ static uint64_t new_run(Qcow2 *q, const uint8_t *data, uint64_t first, uint64_t 
 
     if (is_in_place(q, entry) || is_bad(q, entry))
         return 0;
-    for (Q2Claim *c = q->claims; c; c = c->next) {
-        if (c->first > first)
-            max = u64_min(max, c->first - first);
-    }
+    max = claim_room(q->claims, first, max);
     for (; n < max; n++) {
         uint64_t next = load_be64(data + n * 8);
         if (is_bad(q, next))
@@ -89,17 +49,63 @@ static uint64_t new_run(Qcow2 *q, const uint8_t *data, uint64_t first, uint64_t 
     return n;
 }
 
+/* Is the old content of the cluster at guest @offset known to be zero? */
+static int cow_co_is_zero(void *opaque, uint64_t offset, bool *ret)
+{
+    Qcow2 *q = opaque;
+    Extent map;
+    int r = q2_co_map(q, offset, 1, &map);
+
+    if (r == 0)
+        *ret = map.kind == Q2_ZERO_PLAIN || map.kind == Q2_ZERO_ALLOC ||
+               (map.kind == Q2_UNALLOCATED && !q2_backing_at(q, offset));
+    return r;
+}
+
+static int cow_co_read(void *opaque, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset)
+{
+    return q2_co_read(opaque, offset, bytes, vec, vec_offset);
+}
+
+static int cow_co_before_write(void *opaque, uint64_t host, uint64_t bytes)
+{
+    return q2_co_meta_check(opaque, 0, host, bytes);
+}
+
+static const CowOps cow_ops = {
+    .co_is_zero = cow_co_is_zero, .co_read = cow_co_read, .co_before_write = cow_co_before_write};
+
+/* Writes the new data, and what belongs around it, into the new clusters of @run, from guest cluster @first on. */
+static int fill_co_run(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, uint64_t first,
+                       const Q2Run *run)
+{
+    const CowImage image = {.ops = &cow_ops, .owner = q, .node = q->node};
+    const CowWrite w = {
+        .offset = offset,
+        .bytes = bytes,
+        .vec = vec,
+        .vec_offset = vec_offset,
+        .start = first << q->cluster_bits,
+        .length = run->n << q->cluster_bits,
+        .host = run->offset,
+        .disk_size = q->header.size,
+        .fresh = run->fresh,
+    };
+
+    return cow_co_write(&image, &w);
+}
+
 /* Points the entries from guest cluster @first on to @run. */
 static int link_co_run(Qcow2 *q, uint64_t first, const Q2Run *run, bool reuse)
 {
-    Q2Table *table;
+    CacheTable *table;
     unsigned i;
     uint8_t *data;
     int ret = q2_co_l2_for_write(q, first, &table, &i);
 
     if (ret < 0)
         return ret;
-    data = q2_cache_modify(&q->l2, table);
+    data = table_cache_modify(&q->l2, table);
     if (!data)
         return -ENOMEM;
     for (uint64_t k = 0; k < run->n; k++) {
@@ -115,8 +121,8 @@ static int link_co_run(Qcow2 *q, uint64_t first, const Q2Run *run, bool reuse)
 static int write_co_new(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, uint64_t *done)
 {
     uint64_t first = offset >> q->cluster_bits, n, want;
-    Q2Claim *other, claim;
-    Q2Table *table;
+    Claim *other, claim;
+    CacheTable *table;
     Q2Run run;
     unsigned i;
     bool reuse = false;
@@ -125,7 +131,7 @@ static int write_co_new(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *
     *done = 0;
     if (ret < 0)
         return ret;
-    if ((other = q2_claim_find(q, first, 1))) {
+    if ((other = claim_find(q->claims, first, 1))) {
         coqueue_co_wait(&other->waiters, NULL);
         return 0;
     }
@@ -135,25 +141,26 @@ static int write_co_new(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *
     if (!n)
         return 0;
     run = (Q2Run){.offset = load_be64(table->data + (size_t)i * 8) & Q2_OFFSET_MASK, .n = n};
-    q2_claim_begin(q, &claim, first, n);
+    claim_begin(&q->claims, &claim, first, n);
     if (!reuse)
         ret = q2_co_alloc(q, n, false, &run);
     if (ret == 0) {
         bytes = u64_min(bytes, ((first + run.n) << q->cluster_bits) - offset);
-        ret = q2_cow_co_write(q, offset, bytes, vec, vec_offset, first, &run);
+        ret = fill_co_run(q, offset, bytes, vec, vec_offset, first, &run);
         if (ret == 0)
             ret = link_co_run(q, first, &run, reuse);
         if (ret < 0 && !reuse)
             q2_co_unref(q, run.offset, run.n << q->cluster_bits, Q2_FREE_NEVER);
     }
-    q2_claim_end(q, &claim);
+    claim_end(&q->claims, &claim);
     *done = bytes;
     return ret;
 }
 
 /* Sets @map->bytes to 0 when the world has changed: look again. */
-static int write_co_in_place(Qcow2 *q, const Q2Map *map, uint64_t offset, const IoVec *vec, size_t vec_offset)
+static int write_co_in_place(void *opaque, const Extent *map, uint64_t offset, const IoVec *vec, size_t vec_offset)
 {
+    Qcow2 *q = opaque;
     unsigned phase;
     int ret = q2_co_meta_check(q, 0, map->host, map->bytes);
 
@@ -167,14 +174,14 @@ static int write_co_in_place(Qcow2 *q, const Q2Map *map, uint64_t offset, const 
 }
 
 /* Several stretches, or one that needs new clusters; @map is the first. Those in place run at the same time. */
-static int write_co_pieces(Qcow2 *q, Q2Map *map, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset)
+static int write_co_pieces(Qcow2 *q, Extent *map, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset)
 {
-    Q2Pieces all = {.q = q, .vec = vec, .fn = write_co_in_place};
+    Pieces all = {.loop = q->node->loop, .owner = q, .vec = vec, .fn = write_co_in_place};
     int ret = 0, first;
 
     for (;;) {
         if (map->kind == Q2_NORMAL && map->copied)
-            q2_pieces_co_add(&all, map, offset, vec_offset);
+            pieces_co_add(&all, map, offset, vec_offset);
         else
             ret = write_co_new(q, offset, bytes, vec, vec_offset, &map->bytes);
         if (ret < 0 || all.ret < 0)
@@ -188,7 +195,7 @@ static int write_co_pieces(Qcow2 *q, Q2Map *map, uint64_t offset, uint64_t bytes
         if (ret < 0)
             break;
     }
-    first = q2_pieces_co_wait(&all);
+    first = pieces_co_wait(&all);
     q2_free_co_throttle(q);
     return first < 0 ? first : ret;
 }
@@ -196,7 +203,7 @@ static int write_co_pieces(Qcow2 *q, Q2Map *map, uint64_t offset, uint64_t bytes
 int q2_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags)
 {
     Qcow2 *q = q2_of(node);
-    Q2Map map;
+    Extent map;
     int ret = 0;
 
     if (G_UNLIKELY(q->corrupt))

@@ -35,8 +35,8 @@ static Fate fate_of(const Qcow2 *q, uint64_t entry, uint64_t gc, Why why)
 /* Changes the entries of up to @n guest clusters from @gc on within one slice. */
 static int zero_co_slice(Qcow2 *q, uint64_t gc, uint64_t n, Why why, uint64_t *done)
 {
-    Q2Claim *other;
-    Q2Table *table;
+    Claim *other;
+    CacheTable *table;
     uint8_t *data;
     unsigned i;
     int ret;
@@ -46,7 +46,7 @@ static int zero_co_slice(Qcow2 *q, uint64_t gc, uint64_t n, Why why, uint64_t *d
         if (ret < 0)
             return ret;
         n = u64_min(n, (1u << q->slice_bits) - i);
-        other = q2_claim_find(q, gc, n);
+        other = claim_find(q->claims, gc, n);
         if (other)
             coqueue_co_wait(&other->waiters, NULL);
     } while (other);
@@ -55,7 +55,7 @@ static int zero_co_slice(Qcow2 *q, uint64_t gc, uint64_t n, Why why, uint64_t *d
         if (fate_of(q, load_be64(table->data + (i + k) * 8), gc + k, why) == FATE_CANNOT)
             return -ENOTSUP;
     }
-    data = q2_cache_modify(&q->l2, table);
+    data = table_cache_modify(&q->l2, table);
     if (!data)
         return -ENOMEM;
     for (uint64_t k = 0; k < n; k++) {
@@ -87,12 +87,12 @@ static int zero_co_clusters(Qcow2 *q, uint64_t gc, uint64_t n, Why why)
 
     while (n && ret == 0) {
         uint64_t done;
-        Q2Map map;
+        Extent map;
         ret = q2_co_map(q, gc << q->cluster_bits, n << q->cluster_bits, &map);
         if (ret < 0)
             break;
         done = map.bytes >> q->cluster_bits;
-        if (map.kind == Q2_UNALLOCATED && !q2_claim_find(q, gc, done) &&
+        if (map.kind == Q2_UNALLOCATED && !claim_find(q->claims, gc, done) &&
             (why == WHY_DROP || !q2_backing_at(q, gc << q->cluster_bits))) {
             /* reads as zeroes already, with nothing to let go of */
         } else {
@@ -114,12 +114,12 @@ int q2_co_drop(Qcow2 *q, uint64_t gc, uint64_t n)
 static int zero_co_partial(Qcow2 *q, uint64_t offset, uint64_t bytes)
 {
     while (bytes) {
-        Q2Map map;
+        Extent map;
         int ret = q2_co_map(q, offset, bytes, &map);
         if (ret < 0)
             return ret;
-        if (q2_claim_find(q, offset >> q->cluster_bits,
-                          ((offset + map.bytes - 1) >> q->cluster_bits) + 1 - (offset >> q->cluster_bits)))
+        if (claim_find(q->claims, offset >> q->cluster_bits,
+                       ((offset + map.bytes - 1) >> q->cluster_bits) + 1 - (offset >> q->cluster_bits)))
             return -ENOTSUP;
         if (map.kind != Q2_ZERO_PLAIN && map.kind != Q2_ZERO_ALLOC &&
             !(map.kind == Q2_UNALLOCATED && !q2_backing_at(q, offset)))

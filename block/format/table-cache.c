@@ -1,36 +1,40 @@
 /*
- * The metadata cache: L2 slices and refcount blocks, written back late and many at a time.
+ * The metadata cache.
  *
  * Guarantees: a buffer that is being written never changes (a change meanwhile goes to a copy), so what reaches the
- * image is the content of one moment, that of q2_cache_freeze(). Only clean tables are ever replaced, so replacing does
- * no I/O. When all are dirty, whoever needs a place commits first (L2) or writes them out (refcount blocks, which have
- * no dependencies).
+ * image is the content of one moment, that of table_cache_freeze(). Only clean tables are ever replaced, so replacing
+ * does no I/O. When all are dirty, whoever needs a place has the format commit first, or writes out what has no
+ * dependencies.
  *
  * A lookup is one hash and mostly one comparison; hits do not yield and allocate nothing. A clock hand finds the table
  * to replace.
  */
-#include "block/drivers/qcow2/event.h"
+#include "block/format/table-cache.h"
+#include "block/graph/io.h"
+#include "block/util/bytes.h"
 #include <stdlib.h>
 
 #define MERGE_MAX 64 /* adjoining tables in one write */
 
-bool q2_cache_init(Q2Cache *c, Qcow2 *q, unsigned kind, uint32_t table_size, uint64_t n, GError **error)
+bool table_cache_init(TableCache *c, const TableCacheOps *ops, void *owner, Node *node, uint32_t table_size, uint64_t n,
+                      GError **error)
 {
-    *c = (Q2Cache){.q = q, .kind = kind, .table_size = table_size, .n = (uint32_t)MIN(n, UINT32_MAX / 4)};
+    *c = (TableCache){
+        .ops = ops, .owner = owner, .node = node, .table_size = table_size, .n = (uint32_t)MIN(n, UINT32_MAX / 4)};
     c->table_bits = ilog2(table_size);
     c->hash_bits = ilog2(c->n) + 1;
-    c->tables = g_try_new0(Q2Table, c->n);
+    c->tables = g_try_new0(CacheTable, c->n);
     c->hash = g_try_new0(uint32_t, UINT64_C(1) << c->hash_bits);
-    c->dirty = g_try_new0(Q2Table *, c->n);
-    c->commit = g_try_new0(Q2Table *, c->n);
+    c->dirty = g_try_new0(CacheTable *, c->n);
+    c->commit = g_try_new0(CacheTable *, c->n);
     if (!c->tables || !c->hash || !c->dirty || !c->commit) {
-        q2_cache_free(c);
-        return error_set(error, "Could not allocate a qcow2 metadata cache of %" G_GUINT64_FORMAT " tables", n);
+        table_cache_free(c);
+        return error_set(error, "Could not allocate a metadata cache of %" G_GUINT64_FORMAT " tables", n);
     }
     return true;
 }
 
-void q2_cache_free(Q2Cache *c)
+void table_cache_free(TableCache *c)
 {
     for (uint32_t i = 0; c->tables && i < c->n; i++) {
         free(c->tables[i].data);
@@ -42,12 +46,12 @@ void q2_cache_free(Q2Cache *c)
     g_clear_pointer(&c->commit, g_free);
 }
 
-static inline uint32_t *hash_slot(Q2Cache *c, uint64_t offset)
+static inline uint32_t *hash_slot(TableCache *c, uint64_t offset)
 {
     return &c->hash[((offset >> c->table_bits) * UINT64_C(0x9e3779b97f4a7c15)) >> (64 - c->hash_bits)];
 }
 
-static inline Q2Table *find(Q2Cache *c, uint64_t offset)
+static inline CacheTable *find(TableCache *c, uint64_t offset)
 {
     for (uint32_t i = *hash_slot(c, offset); i; i = c->tables[i - 1].next) {
         if (c->tables[i - 1].offset == offset)
@@ -56,7 +60,7 @@ static inline Q2Table *find(Q2Cache *c, uint64_t offset)
     return NULL;
 }
 
-static void unhash(Q2Cache *c, Q2Table *table)
+static void unhash(TableCache *c, CacheTable *table)
 {
     uint32_t *link = hash_slot(c, table->offset), self = (uint32_t)(table - c->tables) + 1;
 
@@ -67,12 +71,12 @@ static void unhash(Q2Cache *c, Q2Table *table)
     table->offset = 0;
 }
 
-static bool is_busy(const Q2Table *table)
+static bool is_busy(const CacheTable *table)
 {
     return table->dirty || table->commit || table->loading;
 }
 
-static uint8_t *table_alloc(const Q2Cache *c)
+static uint8_t *table_alloc(const TableCache *c)
 {
     void *mem;
 
@@ -80,11 +84,11 @@ static uint8_t *table_alloc(const Q2Cache *c)
 }
 
 /* A table that can be replaced, taken out of the hash, with memory. *@ret is NULL when all are busy. */
-static int take_victim(Q2Cache *c, Q2Table **ret)
+static int take_victim(TableCache *c, CacheTable **ret)
 {
     *ret = NULL;
     for (uint64_t i = 0; i < (uint64_t)c->n * 2; i++) {
-        Q2Table *table = &c->tables[c->hand];
+        CacheTable *table = &c->tables[c->hand];
         c->hand = c->hand + 1 == c->n ? 0 : c->hand + 1;
         if (is_busy(table))
             continue;
@@ -104,7 +108,7 @@ static int take_victim(Q2Cache *c, Q2Table **ret)
     return 0;
 }
 
-static void enhash(Q2Cache *c, Q2Table *table, uint64_t offset)
+static void enhash(TableCache *c, CacheTable *table, uint64_t offset)
 {
     uint32_t *slot = hash_slot(c, offset);
 
@@ -115,34 +119,35 @@ static void enhash(Q2Cache *c, Q2Table *table, uint64_t offset)
 }
 
 /* Makes dirty tables clean so that one can be replaced. */
-static int cache_co_make_room(Q2Cache *c)
+static int cache_co_make_room(TableCache *c)
 {
     int ret;
 
-    if (!q2_cache_is_dirty(c)) {
+    if (!table_cache_is_dirty(c)) {
         /* All are being loaded by others. */
         coqueue_co_wait(&c->loaders, NULL);
         return 0;
     }
-    if (c->kind == Q2_META_L2)
-        return q2_co_commit(c->q);
+    if (c->ops->co_make_room)
+        return c->ops->co_make_room(c);
     if (c->n_commit) {
         coqueue_co_wait(&c->loaders, NULL); /* somebody is writing already */
         return 0;
     }
-    q2_cache_freeze(c);
-    ret = q2_cache_co_write_frozen(c);
+    table_cache_freeze(c);
+    ret = table_cache_co_write_frozen(c);
     return ret;
 }
 
-static int cache_co_load(Q2Cache *c, Q2Table *table, uint64_t offset)
+static int cache_co_load(TableCache *c, CacheTable *table, uint64_t offset)
 {
     int ret;
 
     enhash(c, table, offset);
     table->loading = true;
-    q2_co_event(c->q, c->kind == Q2_META_L2 ? BLKDEBUG_EVENT_L2_LOAD : BLKDEBUG_EVENT_REFBLOCK_LOAD);
-    ret = child_co_pread(c->q->node->file, offset, c->table_size, table->data, 0);
+    ret = c->ops->co_before_read(c, offset);
+    if (ret == 0)
+        ret = child_co_pread(c->node->file, offset, c->table_size, table->data, 0);
     table->loading = false;
     if (ret < 0 && table->offset == offset)
         unhash(c, table);
@@ -150,10 +155,10 @@ static int cache_co_load(Q2Cache *c, Q2Table *table, uint64_t offset)
     return ret;
 }
 
-int q2_cache_co_get(Q2Cache *c, uint64_t offset, Q2Table **ret)
+int table_cache_co_get(TableCache *c, uint64_t offset, CacheTable **ret)
 {
     for (;;) {
-        Q2Table *table = find(c, offset);
+        CacheTable *table = find(c, offset);
         int r;
 
         if (G_LIKELY(table)) {
@@ -165,8 +170,6 @@ int q2_cache_co_get(Q2Cache *c, uint64_t offset, Q2Table **ret)
             *ret = table;
             return 0;
         }
-        if (G_UNLIKELY(c->q->corrupt))
-            return -EIO;
         r = take_victim(c, &table);
         if (r == 0)
             r = table ? cache_co_load(c, table, offset) : cache_co_make_room(c);
@@ -175,11 +178,11 @@ int q2_cache_co_get(Q2Cache *c, uint64_t offset, Q2Table **ret)
     }
 }
 
-int q2_cache_co_new(Q2Cache *c, uint64_t offset, Q2Table **ret)
+int table_cache_co_new(TableCache *c, uint64_t offset, CacheTable **ret)
 {
-    Q2Table *table;
+    CacheTable *table;
 
-    q2_cache_forget(c, offset, c->table_size);
+    table_cache_forget(c, offset, c->table_size);
     for (;;) {
         int r = take_victim(c, &table);
         if (r < 0)
@@ -192,12 +195,12 @@ int q2_cache_co_new(Q2Cache *c, uint64_t offset, Q2Table **ret)
     }
     memset(table->data, 0, c->table_size);
     enhash(c, table, offset);
-    q2_cache_modify(c, table);
+    table_cache_modify(c, table);
     *ret = table;
     return 0;
 }
 
-void *q2_cache_modify(Q2Cache *c, Q2Table *table)
+void *table_cache_modify(TableCache *c, CacheTable *table)
 {
     g_assert(table->offset && !table->loading);
     if (table->commit && !table->stable) {
@@ -216,10 +219,10 @@ void *q2_cache_modify(Q2Cache *c, Q2Table *table)
     return table->data;
 }
 
-void q2_cache_forget(Q2Cache *c, uint64_t offset, uint64_t bytes)
+void table_cache_forget(TableCache *c, uint64_t offset, uint64_t bytes)
 {
     for (uint64_t at = offset; at < offset + bytes; at += c->table_size) {
-        Q2Table *table = find(c, at);
+        CacheTable *table = find(c, at);
         if (!table)
             continue;
         unhash(c, table); /* offset becomes 0: a commit passes it over, a loader notices */
@@ -227,11 +230,11 @@ void q2_cache_forget(Q2Cache *c, uint64_t offset, uint64_t bytes)
     }
 }
 
-void q2_cache_freeze(Q2Cache *c)
+void table_cache_freeze(TableCache *c)
 {
     g_assert(c->n_commit == 0);
     for (uint32_t i = 0; i < c->n_dirty; i++) {
-        Q2Table *table = c->dirty[i];
+        CacheTable *table = c->dirty[i];
         table->listed = false;
         if (!table->dirty)
             continue;
@@ -244,13 +247,13 @@ void q2_cache_freeze(Q2Cache *c)
 
 static int by_offset(const void *a, const void *b)
 {
-    const Q2Table *const *x = a, *const *y = b;
+    const CacheTable *const *x = a, *const *y = b;
 
     return (*x)->offset < (*y)->offset ? -1 : (*x)->offset > (*y)->offset;
 }
 
 /* @table's part in the commit is over; on failure its content still has to be written. */
-static void commit_done(Q2Cache *c, Q2Table *table, bool ok)
+static void commit_done(TableCache *c, CacheTable *table, bool ok)
 {
     table->commit = false;
     free(table->stable);
@@ -265,7 +268,7 @@ static void commit_done(Q2Cache *c, Q2Table *table, bool ok)
 }
 
 /* Writes @n frozen tables that adjoin each other in the image. */
-static int cache_co_write_run(Q2Cache *c, Q2Table **tables, uint32_t n)
+static int cache_co_write_run(TableCache *c, CacheTable **tables, uint32_t n)
 {
     struct iovec iov[MERGE_MAX];
     IoVec vec = {.iov = iov, .n = (int)n, .size = (size_t)n * c->table_size};
@@ -274,16 +277,15 @@ static int cache_co_write_run(Q2Cache *c, Q2Table **tables, uint32_t n)
     for (uint32_t i = 0; i < n; i++)
         iov[i] = (struct iovec){.iov_base = tables[i]->stable ? tables[i]->stable : tables[i]->data,
                                 .iov_len = c->table_size};
-    q2_co_event(c->q, c->kind == Q2_META_L2 ? BLKDEBUG_EVENT_L2_UPDATE : BLKDEBUG_EVENT_REFBLOCK_UPDATE_PART);
-    ret = q2_co_meta_check(c->q, c->kind, tables[0]->offset, vec.size);
+    ret = c->ops->co_before_write(c, tables[0]->offset, vec.size);
     if (ret == 0)
-        ret = child_co_pwritev(c->q->node->file, tables[0]->offset, vec.size, &vec, 0, 0);
+        ret = child_co_pwritev(c->node->file, tables[0]->offset, vec.size, &vec, 0, 0);
     for (uint32_t i = 0; i < n; i++)
         commit_done(c, tables[i], ret == 0);
     return ret;
 }
 
-int q2_cache_co_write_frozen(Q2Cache *c)
+int table_cache_co_write_frozen(TableCache *c)
 {
     uint32_t n = c->n_commit;
     int ret = 0;
@@ -309,7 +311,7 @@ int q2_cache_co_write_frozen(Q2Cache *c)
     return ret;
 }
 
-void q2_cache_thaw(Q2Cache *c)
+void table_cache_thaw(TableCache *c)
 {
     for (uint32_t i = 0; i < c->n_commit; i++)
         commit_done(c, c->commit[i], false);
@@ -317,10 +319,10 @@ void q2_cache_thaw(Q2Cache *c)
     coqueue_wake_all(&c->loaders);
 }
 
-void q2_cache_clean(Q2Cache *c)
+void table_cache_clean(TableCache *c)
 {
     for (uint32_t i = 0; i < c->n; i++) {
-        Q2Table *table = &c->tables[i];
+        CacheTable *table = &c->tables[i];
         if (is_busy(table) || !table->data)
             continue;
         if (table->recent) {
