@@ -16,15 +16,16 @@ class Crash(sd.Case):
     def assertOpens(self, path):
         """qemu-img check may find leaked clusters, nothing worse."""
         p = sd.qemu_img('check', '--output=json', '-f', 'qcow2', path, check=False)
+        self.assertTrue(p.stdout, p.stderr)
         report = json.loads(p.stdout)
         self.assertEqual((0, 0), (report.get('corruptions', 0), report['check-errors']), report)
 
-    def write_until_killed(self, d, uri, seed, moment):
+    def write_until_killed(self, d, path, uri, seed, moment):
         """Writes blocks at random, flushes now and then, kills the daemon at some @moment. For each block: what a reader
         may find: {block: set of stamps}, the last flushed one and all written since."""
         rng = random.Random(seed)
         allowed, since_flush = {}, {}
-        killer = threading.Timer(moment, d.kill)
+        killer = threading.Timer(moment, d.kill, [path])
         killer.start()
         try:
             with sd.nbd_connect(uri) as h:
@@ -68,7 +69,7 @@ class Crash(sd.Case):
             with self.subTest(moment=moment):
                 path = sd.create_image(self.path(f'{i}.qcow2'), 'qcow2', SIZE)
                 d = self.daemon('--blockdev', f'qcow2,node-name=q,file.driver=file,file.filename={path}')
-                allowed = self.write_until_killed(d, d.export('q', writable=True), i, moment)
+                allowed = self.write_until_killed(d, path, d.export('q', writable=True), i, moment)
                 self.assertOpens(path)
                 self.assertHolds(path, allowed)
                 again = self.daemon('--blockdev', f'qcow2,node-name=q,file.driver=file,file.filename={path}')
@@ -86,7 +87,7 @@ class Crash(sd.Case):
                           ('--blockdev', f'qcow2,node-name={n},file.driver=file,file.filename={p}')))
         d.cmd('blockdev-mirror', job_id='m', device='s', target='t', sync='full', speed=40 * sd.MIB)
         time.sleep(0.4)
-        d.kill()
+        d.kill(source, target)
         for path in (source, target):
             self.assertOpens(path)
         sd.qemu_io(source, f'read -q -P 0x77 0 {SIZE}', fmt='qcow2')

@@ -21,12 +21,14 @@ Everything waits with a limit, every reply and event is held against the schema,
 """
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -245,6 +247,24 @@ class Qmp:
         return taken
 
 
+F_OFD_GETLK = 36  # which Python's fcntl does not name
+
+
+def wait_unlocked(path):
+    """Until nobody holds any of the byte-range locks that guard images."""
+    flock = struct.Struct('hhqqi')  # l_type, l_whence, l_start, l_len, l_pid
+    deadline = time.monotonic() + TIMEOUT
+    with open(path, 'r+b') as f:
+        while True:
+            question = flock.pack(fcntl.F_WRLCK, os.SEEK_SET, 100, 200, 0).ljust(32, b'\0')
+            answer = fcntl.fcntl(f, F_OFD_GETLK, question)
+            if flock.unpack_from(answer)[0] == fcntl.F_UNLCK:
+                return
+            if time.monotonic() > deadline:
+                raise Timeout(f'{path} stays locked')
+            time.sleep(0.005)
+
+
 def _die_with_parent():
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
@@ -253,8 +273,8 @@ class Daemon:
     """A daemon process with a QMP socket. Also usable as `with sd.Daemon() as d:`."""
 
     def __init__(self, *options, program=None, qmp=True, wait=True, env=None, stdin=subprocess.DEVNULL, wrapper=()):
-        """@options: command line words. @program: a peer to run in place of ours. @qmp False: no socket of ours (the options bring one). @wait False: do not wait
-        for the greeting. @wrapper: words before the program (strace, …)."""
+        """@options: command line words. @program: a peer to run in place of ours. @qmp False: no socket of ours (the
+        options bring one). @wait False: do not wait for the greeting. @wrapper: words before the program (strace, …)."""
         self.dir = tempfile.mkdtemp(prefix='sd-')
         self.socket = os.path.join(self.dir, 'qmp')
         self.session = None
@@ -355,11 +375,14 @@ class Daemon:
         if SANITIZER.search(self.stderr()):
             raise AssertionError(f'a sanitizer complained:\n{self.stderr()}')
 
-    def kill(self):
-        """SIGKILL, as a crash would be."""
+    def kill(self, *paths):
+        """SIGKILL, as a crash would be; then waits for the locks on @paths to go (the kernel takes an io_uring, and the
+        files in it, down a moment after the process)."""
         self.process.kill()
         self.process.wait()
         self._stopped = True
+        for path in paths:
+            wait_unlocked(path)
 
     def cleanup(self):
         """Leaves nothing behind, whatever state it is in."""
@@ -378,7 +401,8 @@ class Daemon:
     # ---- jobs ----
     def wait_ready(self, job, timeout=None):
         """Until a mirror or commit is ready; fails at once when it ends instead."""
-        event = self.event_wait(('BLOCK_JOB_READY', 'BLOCK_JOB_COMPLETED', 'BLOCK_JOB_CANCELLED'), {'device': job}, timeout)
+        event = self.event_wait(('BLOCK_JOB_READY', 'BLOCK_JOB_COMPLETED', 'BLOCK_JOB_CANCELLED'), {'device': job},
+                                timeout)
         if event['event'] != 'BLOCK_JOB_READY':
             raise AssertionError(f'{job} ended before it was ready: {event}')
         return event
@@ -387,7 +411,8 @@ class Daemon:
         """Until a job completes; @error: text its error must contain (None: it must have none)."""
         event = self.event_wait(('BLOCK_JOB_COMPLETED', 'BLOCK_JOB_CANCELLED'), {'device': job}, timeout)
         got = event['data'].get('error')
-        if event['event'] != 'BLOCK_JOB_COMPLETED' or (error is None) != (got is None) or (error or '') not in (got or ''):
+        if event['event'] != 'BLOCK_JOB_COMPLETED' or (error is None) != (got is None) or \
+                (error or '') not in (got or ''):
             raise AssertionError(f'{job}: wanted completion with error {error!r}, got {event}\n{self.stderr()}')
         return event
 
@@ -442,7 +467,8 @@ def run(*argv, check=True, input=None, timeout=None, env=None):
                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors='replace',
                            timeout=timeout or 2 * TIMEOUT, env={**os.environ, **(env or {})})
     except subprocess.TimeoutExpired as e:
-        raise Timeout(f"{' '.join(map(str, argv))}: still running after {e.timeout:.0f} s; {e.stdout} {e.stderr}") from None
+        raise Timeout(f"{' '.join(map(str, argv))}: still running after {e.timeout:.0f} s; {e.stdout} {e.stderr}"
+                      ) from None
     if check and p.returncode != 0:
         raise AssertionError(f"{' '.join(map(str, argv))}: exit {p.returncode}\n{p.stdout}{p.stderr}")
     return p
@@ -623,7 +649,7 @@ class Case(unittest.TestCase):
         return d
 
     def fails(self, d, text, command, arguments=None, cls='GenericError', **more):
-        """The command must fail with an error of class @cls that contains @text (or matches, for a compiled pattern)."""
+        """The command must fail with an error of class @cls that contains @text, or matches a compiled pattern."""
         reply = d.qmp(command, arguments, **more)
         self.assertIn('error', reply, f'{command} was to fail')
         desc = reply['error']['desc']

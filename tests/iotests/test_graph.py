@@ -368,7 +368,7 @@ class Locks(Graph):
         path = self.image()
         d = self.daemon('--blockdev', f'file,node-name=f,filename={path}')
         d.export('f', writable=True)
-        d.kill()
+        d.kill(path)
         sd.qemu_io(path, 'write 0 512', fmt='raw')
 
 
