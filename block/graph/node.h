@@ -177,7 +177,8 @@ Loop *graph_loop(Graph *graph);
 /* Borrowed; NULL when there is none. */
 Node *graph_find_node(Graph *graph, const char *name);
 /* The device or node of that name: how most QMP commands take their argument (@device first, then node names).
- * Borrowed. NULL with "Cannot find device='x' nor node-name='x'" or, for an empty device, "Device 'x' has no medium". */
+ * Borrowed. NULL with "Cannot find device='x' nor node-name='x'" or, for an empty device, "Device 'x' has no medium".
+ */
 Node *graph_lookup(Graph *graph, const char *name, GError **error);
 /* Calls @fn for every node in order of creation; @fn must not change the graph. */
 void graph_foreach_node(Graph *graph, void (*fn)(Node *node, void *opaque), void *opaque);
