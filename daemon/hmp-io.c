@@ -186,6 +186,7 @@ static void io_co_run(HmpIo *io, char **words)
             hmp_error(io->hmp, error);
             return;
         }
+        io->on->port->throttle = io->device ? &io->device->throttle : NULL;
     }
     io->command->co_run(io);
 }
@@ -205,10 +206,12 @@ static void match_qdev(Device *device, void *opaque)
     }
 }
 
-/* The node that @name, of a device or a node, means; with @by_qdev the name of a guest device. */
-static Node *find_node(Graph *graph, const char *name, bool by_qdev, GError **error)
+/* The node that @name, of a device or a node, means; with @by_qdev the name of a guest device. *@ret_device may be
+ * NULL. */
+static Node *find_node(Graph *graph, const char *name, bool by_qdev, Device **ret_device, GError **error)
 {
     if (!by_qdev) {
+        *ret_device = device_find(graph, name);
         return graph_lookup(graph, name, error);
     }
     QdevSearch search = {.id = name};
@@ -221,6 +224,7 @@ static Node *find_node(Graph *graph, const char *name, bool by_qdev, GError **er
         error_set(error, "Device '%s' has no medium", name);
         return NULL;
     }
+    *ret_device = search.device;
     return port_node(search.device->port);
 }
 
@@ -234,7 +238,8 @@ void hmp_co_qemu_io(Hmp *hmp, char **args)
         return;
     }
     args += by_qdev;
-    Node *node = find_node(hmp->daemon->graph, args[0], by_qdev, &error);
+    Device *device = NULL;
+    Node *node = find_node(hmp->daemon->graph, args[0], by_qdev, &device, &error);
     g_auto(GStrv) words = node ? hmp_split(args[1], &error) : NULL;
     if (!words) {
         hmp_error(hmp, error);
@@ -248,7 +253,7 @@ void hmp_co_qemu_io(Hmp *hmp, char **args)
         io_co_print("command \"%s\" not found\n", words[0]);
         return;
     }
-    HmpIo io = {.hmp = hmp, .daemon = hmp->daemon, .node = node_ref(node), .command = command};
+    HmpIo io = {.hmp = hmp, .daemon = hmp->daemon, .node = node_ref(node), .device = device, .command = command};
     io_co_run(&io, words + 1);
     io_port_co_unref(io.on);
     node_co_unref(io.node);

@@ -23,8 +23,9 @@ typedef struct IoPort {
 typedef struct HmpIo {
     Hmp *hmp;
     Daemon *daemon;
-    Node *node; /* the device's or the one named; a reference */
-    IoPort *on; /* NULL: the command needs none */
+    Node *node;     /* the device's or the one named; a reference */
+    Device *device; /* whose limits hold, which is gone only after all requests are; NULL: a node was named */
+    IoPort *on;     /* NULL: the command needs none */
     const IoCommand *command;
     /* its words, taken apart */
     bool flag[128];         /* by letter */

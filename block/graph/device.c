@@ -50,6 +50,7 @@ Device *device_co_new(Graph *graph, const char *id, Node *node, bool read_only, 
         return NULL;
     }
     device->port->count_stats = true;
+    device->port->throttle = &device->throttle;
     g_queue_push_tail(&graph->devices, device);
     return device;
 }
@@ -59,6 +60,7 @@ void device_co_free(Device *device)
     if (!device)
         return;
     g_queue_remove(&device->port->graph->devices, device);
+    throttle_leave(&device->throttle);
     port_co_free(device->port);
     g_free(device->id);
     g_free(device->qdev);

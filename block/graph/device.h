@@ -9,7 +9,8 @@ struct Device {
     Port *port;     /* port_node() is NULL: no medium */
     bool removable; /* a CD drive */
     bool read_only;
-    char *qdev; /* the guest device that issue-3 harnesses attach, NULL: none */
+    ThrottleMember throttle; /* block_set_io_throttle's limits, in no group at first */
+    char *qdev;              /* the guest device that issue-3 harnesses attach, NULL: none */
 };
 
 /* @node may be NULL: no medium; @id may be NULL: no name. NULL with @error. */

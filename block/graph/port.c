@@ -17,6 +17,8 @@ static void port_drained_begin(Child *child)
     Port *port = child->opaque;
 
     port->quiesced++;
+    if (port->throttle)
+        throttle_release(port->throttle);
     if (port->ops && port->ops->drained_begin)
         port->ops->drained_begin(port);
 }
@@ -174,12 +176,21 @@ static int port_leave(Port *port, StatKind kind, uint64_t bytes, int64_t start, 
     return ret;
 }
 
+/* Waits for the device's turn; a flush costs nothing. */
+static void port_co_throttle(Port *port, StatKind kind, uint64_t bytes)
+{
+    if (port->throttle->group && kind != STAT_FLUSH)
+        throttle_co_wait(port->throttle, kind != STAT_READ, bytes, port->quiesced);
+}
+
 /* The frame around every request: enter, do it through the edge, count, leave. */
 #define PORT_REQUEST(kind, offset, bytes, write, call)                                                                 \
     do {                                                                                                               \
         int64_t start = loop_now(graph_loop(port->graph), LOOP_CLOCK_REAL);                                            \
         int ret = port_co_enter(port, offset, bytes, write);                                                           \
         bool entered = ret == 0;                                                                                       \
+        if (entered && G_UNLIKELY(port->throttle))                                                                     \
+            port_co_throttle(port, kind, bytes);                                                                       \
         if (entered)                                                                                                   \
             ret = call;                                                                                                \
         return port_leave(port, kind, bytes, start, entered, ret);                                                     \

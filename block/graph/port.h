@@ -7,6 +7,7 @@
  */
 #pragma once
 #include "block/graph/io.h"
+#include "block/graph/throttle.h"
 
 typedef struct PortOps {
     const char *what;
@@ -25,6 +26,7 @@ struct Port {
     Graph *graph;
     bool queue_while_drained; /* default true */
     bool count_stats;         /* client traffic */
+    ThrottleMember *throttle; /* a device's, whose limits hold for the requests; borrowed, NULL: none */
     bool writable;            /* requests that write are let through (devices and exports: the client's view) */
 
     /* port.c only */

@@ -15,13 +15,45 @@
 static NodeInfo node_info(Node *node)
 {
     NodeInfo info = {.allocated_size = UINT64_MAX};
+    bool allocated_unknown;
 
     if (node->drv->get_info)
         node->drv->get_info(node, &info);
+    allocated_unknown = info.allocated_size == UINT64_MAX;
     /* A format's size on disk is that of its files. */
-    if (info.allocated_size == UINT64_MAX && node->file && !node->drv->is_protocol)
-        info.allocated_size = node_info(node->file->node).allocated_size;
+    for (guint i = 0; allocated_unknown && !node->drv->is_protocol && i < node->children->len; i++) {
+        Child *child = g_ptr_array_index(node->children, i);
+        uint64_t size = child->role & ROLE_COW ? UINT64_MAX : node_info(child->node).allocated_size;
+        if (size != UINT64_MAX)
+            info.allocated_size = (info.allocated_size == UINT64_MAX ? 0 : info.allocated_size) + size;
+    }
     return info;
+}
+
+/* Rates in bursts are shown where there are any. */
+#define SHOW_LIMIT(field, limit)                                                                                       \
+    do {                                                                                                               \
+        info->field = l->limit;                                                                                        \
+        info->has_##field##_max = info->has_##field##_max_length = l->limit##_max != 0;                                \
+        info->field##_max = l->limit##_max;                                                                            \
+        info->field##_max_length = l->limit##_max_length;                                                              \
+    } while (0)
+
+static void show_limits(const ThrottleMember *member, BlockDeviceInfo *info)
+{
+    g_autoptr(ThrottleLimits) l = member->group ? throttle_group_get(member->group) : NULL;
+
+    if (!l)
+        return;
+    SHOW_LIMIT(bps, bps_total);
+    SHOW_LIMIT(bps_rd, bps_read);
+    SHOW_LIMIT(bps_wr, bps_write);
+    SHOW_LIMIT(iops, iops_total);
+    SHOW_LIMIT(iops_rd, iops_read);
+    SHOW_LIMIT(iops_wr, iops_write);
+    info->has_iops_size = l->iops_size != 0;
+    info->iops_size = l->iops_size;
+    info->group = g_strdup(throttle_group_id(member->group));
 }
 
 static ImageInfo *image_info(Node *node, bool with_backing)
@@ -106,6 +138,8 @@ BlockInfoList *graph_co_query_block(Graph *graph, GError **error)
         info->has_tray_open = device->removable;
         info->has_io_status = true;
         info->inserted = node ? device_info(node, false) : NULL;
+        if (info->inserted)
+            show_limits(&device->throttle, info->inserted);
         LIST_ADD(list, info);
     }
     return list;
