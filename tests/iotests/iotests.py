@@ -214,7 +214,8 @@ class VM:
     def hmp_qemu_io(self, drive, cmd, use_log=False, qdev=False):
         """A qemu-io command; what it prints is in the daemon's stdout. Unknown commands and drives fail the case."""
         reply = self.hmp(f'''qemu-io {'-d ' if qdev else ''}{drive} "{cmd}"''', use_log=use_log)
-        assert 'return' in reply, f'qemu-io {drive} "{cmd}": {reply}'
+        good = 'return' in reply and not reply['return'].startswith(('Error: ', 'unknown command', 'Usage: '))
+        assert good, f'qemu-io {drive} "{cmd}": {reply}'
         return reply
 
     def pause_drive(self, drive, event=None):
