@@ -2,7 +2,8 @@
 
     python3 tests/run.py [--build DIR] [--jobs N] [--only PATTERN] [--timeout SECONDS] [KIND…]
 
-KIND: lint unit graph fuzz python (all of them when none is named). PATTERN is a regular expression; it selects what
+KIND: lint unit graph fuzz python seeds (all of them when none is named). Seeds are the QEMU iotests in $SEEDS, if that
+folder is there (docs/iotests.md). PATTERN is a regular expression; it selects what
 contains it in its name: a binary, a corpus, a lint, a Python file, or one case (FILE Class.test_name).
 Every case counts singly. A test that crashes, hangs or has no cases counts as failed. Output of what failed is printed;
 the last line is 'N passed, N failed' with ', N skipped' when some were, each named above. Exit 0 only without failures.
@@ -134,6 +135,13 @@ class Python(Item):
         return cases + [(f'{self.name} {c}', FAIL, 'did not end') for c in sorted(started)]
 
 
+class Script(Python):
+    """A script of QEMU's iotests, run by tests/iotests/run, which reports its cases."""
+
+    def collect(self):
+        return [(r['case'], r['status'], r['detail']) for r in map(json.loads, self.report)]
+
+
 # ---- the child that runs a Python file ----------------------------------------------------------------------------
 
 class Reporter(unittest.TextTestResult):
@@ -217,6 +225,9 @@ def child(path, only, report):
     return 0 if result.wasSuccessful() else 1
 
 
+SEED_RUNS = [('qcow2', '041'), ('qcow2', '124')]
+
+
 # ---- the whole run --------------------------------------------------------------------------------------------------
 
 def find(build, kinds, only, timeout):
@@ -247,6 +258,19 @@ def find(build, kinds, only, timeout):
     return items
 
 
+def find_seeds(source, scripts, only, timeout):
+    """The seeds out of folder @source, extracted into folder @scripts; none when it is not there."""
+    extract = os.path.join(source, 'extract.py')
+    if not source or not os.path.isfile(extract):
+        return []
+    subprocess.run([sys.executable, '-B', extract, scripts], check=True, stdout=subprocess.DEVNULL)
+    program = os.path.join(TOP, 'tests', 'iotests', 'run')
+    items = [Script('seeds', f'seeds {script} ({fmt})',
+                    [sys.executable, program, '-f', fmt, '-j1', os.path.join(scripts, script)], timeout)
+             for fmt, script in SEED_RUNS]
+    return [i for i in items if not only or re.search(only, i.name)]
+
+
 def show(item, verbose):
     bad = [c for c in item.cases if c[1] == FAIL]
     if not item.cases:
@@ -271,16 +295,18 @@ def run_all(args):
     signal.signal(signal.SIGINT, stop_all)
     signal.signal(signal.SIGTERM, stop_all)
     build = os.path.abspath(args.build)
-    kinds = args.kinds or ['lint', 'unit', 'graph', 'fuzz', 'python']
+    kinds = args.kinds or ['lint', 'unit', 'graph', 'fuzz', 'python', 'seeds']
     items = find(build, kinds, args.only, args.timeout)
+    tmp = tempfile.mkdtemp(prefix='sd-check-')
+    if 'seeds' in kinds:
+        items += find_seeds(os.environ.get('SEEDS', ''), os.path.join(tmp, 'seeds'), args.only, args.timeout)
     try:
         with open(times_file(build)) as f:
             times = json.load(f)
     except (OSError, ValueError):
         times = {}
     # The long ones first, so that no core idles at the end; what was never timed counts as long when it is Python.
-    items.sort(key=lambda i: -times.get(i.name, 30 if i.kind == 'python' else 0))
-    tmp = tempfile.mkdtemp(prefix='sd-check-')
+    items.sort(key=lambda i: -times.get(i.name, 30 if i.kind in ('python', 'seeds') else 0))
     env = {**os.environ, 'BUILD': build, 'TMPDIR': tmp, 'PYTHONDONTWRITEBYTECODE': '1'}
     env.setdefault('STORAGE_DAEMON', os.path.join(build, 'storage-daemon'))
     env.setdefault('STORAGE_CTL', os.path.join(build, 'storage-ctl'))
@@ -319,7 +345,7 @@ def main():
     parser.add_argument('--verbose', action='store_true')
     parser.add_argument('--child', metavar='FILE', help=argparse.SUPPRESS)
     parser.add_argument('--report', help=argparse.SUPPRESS)
-    parser.add_argument('kinds', nargs='*', choices=[[], 'lint', 'unit', 'graph', 'fuzz', 'python'])
+    parser.add_argument('kinds', nargs='*', choices=[[], 'lint', 'unit', 'graph', 'fuzz', 'python', 'seeds'])
     args = parser.parse_args()
     if args.child:
         return child(args.child, args.only, args.report)
