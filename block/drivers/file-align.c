@@ -25,7 +25,7 @@ static bool ask_statx(int fd, uint32_t *ret_align, uint32_t *ret_mem_align)
         stx.stx_dio_mem_align > ALIGN_MAX)
         return false;
     *ret_align = MAX(stx.stx_dio_offset_align, ALIGN_MIN);
-    *ret_mem_align = stx.stx_dio_mem_align;
+    *ret_mem_align = MAX(stx.stx_dio_mem_align, 2); /* 1 would say that there is nothing to look at */
     return true;
 #else
     return false;

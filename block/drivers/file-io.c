@@ -11,52 +11,6 @@
 
 /* Elements of an IoVec that one system call of the slow path takes. */
 enum { SLICE_MAX = 32 };
-/* Bytes that go through a bounce buffer at a time. */
-#define BOUNCE_MAX (UINT64_C(1) << 20)
-
-/* Describes up to @bytes bytes of @vec from @skip on in @dst[SLICE_MAX]; *@ret_bytes says how many fitted in. */
-static int slice(struct iovec *dst, const IoVec *vec, size_t skip, uint64_t bytes, uint64_t *ret_bytes)
-{
-    uint64_t done = 0;
-    int n = 0;
-
-    for (int i = 0; i < vec->n && n < SLICE_MAX && done < bytes; i++) {
-        size_t len = vec->iov[i].iov_len;
-        if (skip >= len) {
-            skip -= len;
-            continue;
-        }
-        dst[n].iov_base = (char *)vec->iov[i].iov_base + skip;
-        dst[n].iov_len = u64_min(len - skip, bytes - done);
-        done += dst[n++].iov_len;
-        skip = 0;
-    }
-    *ret_bytes = done;
-    return n;
-}
-
-/* May O_DIRECT use these addresses? */
-static bool memory_fits(const FileState *s, const IoVec *vec, size_t vec_offset, uint64_t bytes)
-{
-    uint64_t mask = s->mem_align - 1, done = 0;
-
-    if (!s->direct)
-        return true;
-    for (int i = 0; i < vec->n && done < bytes; i++) {
-        size_t len = vec->iov[i].iov_len;
-        if (vec_offset >= len) {
-            vec_offset -= len;
-            continue;
-        }
-        uint64_t part = u64_min(len - vec_offset, bytes - done);
-        if ((((uintptr_t)vec->iov[i].iov_base + vec_offset) & mask) || !is_aligned(part, s->align))
-            return false;
-        done += part;
-        vec_offset = 0;
-    }
-    return true;
-}
-
 /*
  * Reads all of it. Where the file ends the rest is zeroes: the graph's idea of the size may be rounded up to the
  * alignment, and somebody else may have cut the file. A short read that leaves O_DIRECT unaligned is the end, too.
@@ -67,8 +21,8 @@ static int read_co_all(FileState *s, uint64_t offset, uint64_t bytes, const IoVe
 
     while (done < bytes) {
         struct iovec iov[SLICE_MAX];
-        uint64_t part;
-        int n = slice(iov, vec, vec_offset + done, bytes - done, &part);
+        size_t part;
+        int n = iov_slice_some(iov, SLICE_MAX, vec->iov, vec->n, vec_offset + done, bytes - done, &part);
         ssize_t ret = aio_co_preadv(s->fd, iov, n, (int64_t)(offset + done), 0);
         if (ret < 0)
             return (int)ret;
@@ -87,8 +41,8 @@ static int write_co_all(FileState *s, uint64_t offset, uint64_t bytes, const IoV
 
     while (done < bytes) {
         struct iovec iov[SLICE_MAX];
-        uint64_t part;
-        int n = slice(iov, vec, vec_offset + done, bytes - done, &part);
+        size_t part;
+        int n = iov_slice_some(iov, SLICE_MAX, vec->iov, vec->n, vec_offset + done, bytes - done, &part);
         ssize_t ret = aio_co_pwritev(s->fd, iov, n, (int64_t)(offset + done), rwf);
         if (ret < 0)
             return (int)ret;
@@ -99,40 +53,10 @@ static int write_co_all(FileState *s, uint64_t offset, uint64_t bytes, const IoV
     return 0;
 }
 
-/* Through a buffer that O_DIRECT takes. @write says which way; @rwf is for writes. */
-static int bounce_co_rw(FileState *s, Loop *loop, bool write, uint64_t offset, uint64_t bytes, const IoVec *vec,
-                        size_t vec_offset, int rwf)
-{
-    size_t size = u64_min(bytes, BOUNCE_MAX);
-    char *buf = aio_buf_get(loop, size);
-    int ret = 0;
-
-    if (!buf)
-        return -ENOMEM;
-    for (uint64_t done = 0; done < bytes && ret == 0;) {
-        uint64_t part = u64_min(bytes - done, size);
-        struct iovec iov;
-        IoVec one;
-        iovec_one(&one, &iov, buf, part);
-        if (write) {
-            iov_to_buf(vec->iov, vec->n, vec_offset + done, buf, part);
-            ret = write_co_all(s, offset + done, part, &one, 0, rwf);
-        } else {
-            ret = read_co_all(s, offset + done, part, &one, 0);
-            iov_from_buf(vec->iov, vec->n, vec_offset + done, buf, part);
-        }
-        done += part;
-    }
-    aio_buf_put(loop, buf, size);
-    return ret;
-}
-
 int file_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags)
 {
     FileState *s = node->state;
 
-    if (G_UNLIKELY(!memory_fits(s, vec, vec_offset, bytes)))
-        return bounce_co_rw(s, node->loop, false, offset, bytes, vec, vec_offset, 0);
     if (G_LIKELY(vec_offset == 0 && vec->size == bytes && vec->n <= IOV_MAX)) {
         ssize_t ret = aio_co_preadv(s->fd, vec->iov, vec->n, (int64_t)offset, 0);
         if (G_LIKELY((uint64_t)ret == bytes))
@@ -148,8 +72,6 @@ static int write_co_vec(Node *node, uint64_t offset, uint64_t bytes, const IoVec
 {
     FileState *s = node->state;
 
-    if (G_UNLIKELY(!memory_fits(s, vec, vec_offset, bytes)))
-        return bounce_co_rw(s, node->loop, true, offset, bytes, vec, vec_offset, rwf);
     if (G_LIKELY(vec_offset == 0 && vec->size == bytes && vec->n <= IOV_MAX)) {
         ssize_t ret = aio_co_pwritev(s->fd, vec->iov, vec->n, (int64_t)offset, rwf);
         if (G_LIKELY((uint64_t)ret == bytes))

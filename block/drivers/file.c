@@ -27,7 +27,6 @@ static void file_refresh_limits(Node *node)
 
     node->limits.request_alignment = s->align;
     node->limits.min_mem_align = s->mem_align;
-    node->limits.max_iov = IOV_MAX;
     if (s->device)
         node->limits.discard_align = node->limits.write_zeroes_align = s->block_size;
 }

@@ -12,7 +12,7 @@ typedef struct FileState {
     bool device;         /* a block device */
     bool direct;         /* O_DIRECT */
     uint32_t align;      /* of offsets and lengths: 1 unless direct */
-    uint32_t mem_align;  /* of buffer addresses: 1 unless direct */
+    uint32_t mem_align;  /* of buffer addresses: 1 unless direct, and never then */
     uint32_t block_size; /* devices: logical blocks, the unit of discard */
 
     /* Locks: bit i of held_perm is byte 100+i, of held_unshared byte 200+i. */

@@ -13,9 +13,11 @@
 
 #define BOUNCE_MAX (1024 * 1024) /* bytes of one bounce buffer, unless a single block is larger */
 
-static bool vec_mem_aligned(const IoVec *vec, size_t vec_offset, uint64_t bytes, uint32_t align)
+/* Can the driver work on this memory? O_DIRECT wants every address and every length aligned; the length of the last
+ * piece is that of the request. */
+static bool vec_fits(const Limits *l, const IoVec *vec, size_t vec_offset, uint64_t bytes)
 {
-    if (align <= 1)
+    if (l->min_mem_align <= 1)
         return true;
     for (int i = 0; i < vec->n && bytes; i++) {
         size_t len = vec->iov[i].iov_len;
@@ -24,7 +26,8 @@ static bool vec_mem_aligned(const IoVec *vec, size_t vec_offset, uint64_t bytes,
             continue;
         }
         size_t n = u64_min(len - vec_offset, bytes);
-        if (((uintptr_t)vec->iov[i].iov_base + vec_offset) & (align - 1) || (n & (align - 1) && n != bytes))
+        if (!is_aligned((uintptr_t)vec->iov[i].iov_base + vec_offset, l->min_mem_align) ||
+            (n != bytes && !is_aligned(n, l->request_alignment)))
             return false;
         bytes -= n;
         vec_offset = 0;
@@ -63,7 +66,7 @@ static Piece next_piece(const Node *node, uint64_t offset, uint64_t bytes, const
     uint64_t head = offset & (align - 1);
     Piece piece = {.bytes = bytes};
 
-    if (vec_mem_aligned(vec, vec_offset, bytes, node->limits.min_mem_align)) {
+    if (vec_fits(&node->limits, vec, vec_offset, bytes)) {
         if (!head && bytes >= align) {
             piece.bytes = u64_min(align_down(bytes, align), limit);
             return piece;
@@ -120,7 +123,7 @@ int node_co_read(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, 
         bytes = inside;
     }
     if (G_LIKELY(!((offset | bytes) & (align - 1)) && bytes <= max_transfer(node) && bytes &&
-                 vec_mem_aligned(vec, vec_offset, bytes, node->limits.min_mem_align)))
+                 vec_fits(&node->limits, vec, vec_offset, bytes)))
         return driver_co_read(node, offset, bytes, vec, vec_offset);
     return node_co_read_pieces(node, offset, bytes, vec, vec_offset);
 }
@@ -227,8 +230,7 @@ int node_co_write_padded(Node *node, TrackedRequest *req, uint64_t offset, uint6
 {
     uint64_t align = node->limits.request_alignment;
 
-    if (G_LIKELY(!((offset | bytes) & (align - 1)) &&
-                 vec_mem_aligned(vec, vec_offset, bytes, node->limits.min_mem_align)))
+    if (G_LIKELY(!((offset | bytes) & (align - 1)) && vec_fits(&node->limits, vec, vec_offset, bytes)))
         return node_co_write_split(node, offset, bytes, vec, vec_offset, flags);
     if (!req->serialising)
         tracked_co_serialise(req, align);

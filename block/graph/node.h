@@ -93,8 +93,7 @@ typedef struct Limits {
     uint32_t max_discard;
     uint32_t discard_align;
     uint32_t opt_transfer;  /* a hint for copies */
-    uint32_t min_mem_align; /* of buffer addresses (O_DIRECT), 1 when there is none */
-    int max_iov;
+    uint32_t min_mem_align; /* of buffer addresses; above 1, parts of buffers are request_alignment long, too */
 } Limits;
 
 /* Counters of client traffic (devices and exports, not jobs): query-blockstats. */

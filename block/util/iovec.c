@@ -1,15 +1,6 @@
 #include "block/util/iovec.h"
 #include "block/util/bytes.h"
 
-size_t iov_size(const struct iovec *iov, int niov)
-{
-    size_t sum = 0;
-    for (int i = 0; i < niov; i++) {
-        sum += iov[i].iov_len;
-    }
-    return sum;
-}
-
 /* A walk over the pieces of a byte range of a list. */
 typedef struct Walk {
     const struct iovec *iov, *end;
@@ -44,18 +35,25 @@ static bool walk_next(Walk *walk, struct iovec *ret)
     return false;
 }
 
-int iov_slice(struct iovec *dst, int max, const struct iovec *src, int niov, size_t offset, size_t bytes)
+int iov_slice_some(struct iovec *dst, int max, const struct iovec *src, int niov, size_t offset, size_t bytes,
+                   size_t *ret_bytes)
 {
     Walk walk = walk_start(src, niov, offset, bytes);
     struct iovec piece;
     int n = 0;
-    while (walk_next(&walk, &piece)) {
-        if (n == max) {
-            return -1;
-        }
+
+    while (n < max && walk_next(&walk, &piece))
         dst[n++] = piece;
-    }
-    return walk.left ? -1 : n;
+    *ret_bytes = bytes - walk.left;
+    return n;
+}
+
+int iov_slice(struct iovec *dst, int max, const struct iovec *src, int niov, size_t offset, size_t bytes)
+{
+    size_t done;
+    int n = iov_slice_some(dst, max, src, niov, offset, bytes, &done);
+
+    return done == bytes ? n : -1;
 }
 
 size_t iov_to_buf(const struct iovec *iov, int niov, size_t offset, void *buf, size_t bytes)

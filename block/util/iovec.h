@@ -6,15 +6,16 @@
 #include <stddef.h>
 #include <sys/uio.h>
 
-/* The sum of all lengths. */
-size_t iov_size(const struct iovec *iov, int niov);
-
 /*
  * Describes @bytes bytes from @offset of @src's content in @dst, which has room for @max elements (@niov are always
  * enough). Returns the number of elements used (0 for no bytes; empty elements are left out), or -1 when @src is
  * shorter or @max too small. @dst may be @src itself.
  */
 int iov_slice(struct iovec *dst, int max, const struct iovec *src, int niov, size_t offset, size_t bytes);
+
+/* The same as far as there is: with less in @src, or in @dst, *@ret_bytes says how much is described. */
+int iov_slice_some(struct iovec *dst, int max, const struct iovec *src, int niov, size_t offset, size_t bytes,
+                   size_t *ret_bytes);
 
 /* Copy between a buffer and @bytes bytes from @offset of the list's content; return how many there were to copy. */
 size_t iov_to_buf(const struct iovec *iov, int niov, size_t offset, void *buf, size_t bytes);

@@ -26,8 +26,10 @@ static void check_request(Node *node, uint64_t offset, uint64_t bytes, const IoV
         return;
     n = iov_slice(iov, 64, vec->iov, vec->n, vec_offset, bytes);
     assert_true(n > 0);
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++) {
         assert_true((uintptr_t)iov[i].iov_base % l->min_mem_align == 0);
+        assert_true(l->min_mem_align == 1 || iov[i].iov_len % l->request_alignment == 0);
+    }
 }
 
 static int fake_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset,
