@@ -4,6 +4,10 @@
  * In background mode it is only there to be seen: the job's dirty bitmap tells it of writes. In write-blocking mode it
  * sends each write to the target too, before it completes. Then the granules that are wholly in step stay clean; the
  * rest stays dirty for the job: granules that it has not copied yet and are written in part, or failed.
+ *
+ * That holds as long as all writes come this way. A client that attaches itself to the source later writes behind the
+ * filter's back, maybe to the granule that a write here is about to call in step; only the bitmap knows of it. From
+ * then on the filter leaves everything to the job.
  */
 #include "block/jobs/mirror-int.h"
 #include "block/util/bytes.h"
@@ -42,6 +46,8 @@ static bool active_range(const ActiveWrite *w, uint64_t *offset, uint64_t *bytes
     /* In a cluster that the target has not got, what is not written would stay zeroes. */
     bool parts = !m->backing_later;
 
+    if (m->bypassed)
+        return false;
     if (!(parts && w->head_clean))
         start = align_up(start, unit);
     if (end < m->source->size && !(parts && w->tail_clean))
@@ -59,6 +65,8 @@ static void active_in_step(ActiveWrite *w, uint64_t offset, uint64_t bytes)
     MirrorJob *m = w->m;
     uint64_t start = align_down(offset, m->granularity), end = offset + bytes;
 
+    if (m->bypassed)
+        return;
     if (end < m->source->size)
         end = align_up(end, m->granularity);
     bitmap_reset(m->dirty, start, end - start);

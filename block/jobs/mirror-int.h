@@ -29,8 +29,9 @@ typedef struct MirrorJob {
     /* while running */
     bool idle; /* sleeps until something is dirty */
     bool should_complete;
-    bool stopped; /* copies no more: the filter only passes through */
-    bool drained; /* the source is: nothing may change between the last copy and the switch */
+    bool stopped;  /* copies no more: the filter only passes through */
+    bool drained;  /* the source is: nothing may change between the last copy and the switch */
+    bool bypassed; /* active: somebody wrote to the source, but not through the filter; it stays so */
 } MirrorJob;
 
 typedef struct MirrorFilter {

@@ -23,11 +23,24 @@ static MirrorJob *mirror_of(Job *job)
     return (MirrorJob *)job;
 }
 
+/* Has the source a writer besides the filter? Clients that come later may ask for the source by its name. */
+static bool mirror_has_bypass(const MirrorJob *m)
+{
+    for (GList *l = m->source->parents.head; l; l = l->next) {
+        const Child *child = l->data;
+        if (child->parent != m->filter && (child->perm & PERM_WRITE))
+            return true;
+    }
+    return false;
+}
+
 /* Bits were set by a client's write. */
 static void mirror_dirtied(void *opaque)
 {
     MirrorJob *m = opaque;
 
+    if (m->active && !m->bypassed)
+        m->bypassed = mirror_has_bypass(m);
     /* The active filter, which holds the lock, looks itself once it knows whether the target has got the write too. */
     if (m->idle && !(m->active && m->copy->lock.holds))
         job_kick(&m->common);

@@ -239,6 +239,28 @@ class Clients(JobCase):
                 d.shutdown()
                 self.assertEqual(model, self.read(self.b, 'qcow2'))
 
+    def test_client_that_came_later(self):
+        """It writes to the source itself, not through the filter: to the granule that another client writes just now."""
+        import nbd
+        d = self.daemon()
+        a, b = self.pair(d, 'raw', size=self.SIZE, data=SOME)
+        before = d.export('src', name='before', writable=True)
+        d.cmd('blockdev-mirror', job_id='m', device='src', target='dst', sync='full', copy_mode='write-blocking',
+              granularity=65536)
+        d.wait_ready('m')
+        with sd.nbd_connect(before) as h1, sd.nbd_connect(d.export('src', name='later', writable=True)) as h2:
+            for offset in range(0, self.SIZE, 65536):
+                data = [(h, nbd.Buffer.from_bytearray(bytearray(bytes([n % 255]) * n)))
+                        for h, n in ((h1, 65536), (h2, 512))]
+                pending = [(h, h.aio_pwrite(buf, offset)) for h, buf in data]
+                pending = [(h, c) for h, c in pending if not h.aio_command_completed(c)]
+                for h, cookie in pending:
+                    while not h.aio_command_completed(cookie):
+                        h.poll(100)
+        d.cancel('m')
+        d.shutdown()
+        self.assertImagesEqual(a, b, 'raw', 'raw')
+
     def test_forced_cancel_harms_nothing(self):
         d = self.start('qcow2')
         d.wait_ready('m')
