@@ -3,12 +3,14 @@
  */
 #include "block/jobs/backup.h"
 #include "daemon/transaction.h"
+#include <glib/gstdio.h>
 
 typedef struct BackupAction {
     Action common;
-    Node *source; /* referenced */
-    Node *target; /* of drive-backup: opened here, referenced */
-    Job *job;
+    Node *source;  /* referenced */
+    Node *target;  /* of drive-backup: opened here, referenced */
+    bool new_file; /* of drive-backup: the target's file was not there before */
+    Job *job;      /* from co_prepare on, unless it is undone */
 } BackupAction;
 
 static bool backup_find_source(BackupAction *a, const char *device, GError **error)
@@ -40,7 +42,9 @@ static void backup_co_commit(Action *action)
 
 static void backup_co_abort(Action *action)
 {
-    job_co_abandon(((BackupAction *)action)->job);
+    BackupAction *a = (BackupAction *)action;
+
+    job_co_abandon(g_steal_pointer(&a->job));
 }
 
 static void backup_co_clean(Action *action)
@@ -97,8 +101,17 @@ static bool drive_co_open(Action *action, GError **error)
 
     if (!backup_find_source(a, arg->device, error))
         return false;
-    a->target = backup_co_open_target(action->txn->daemon->jobs, a->source, arg, bitmap_comes, error);
+    a->target = backup_co_open_target(action->txn->daemon->jobs, a->source, arg, bitmap_comes, &a->new_file, error);
     return a->target != NULL;
+}
+
+static void drive_co_clean(Action *action)
+{
+    BackupAction *a = (BackupAction *)action;
+
+    backup_co_clean(action);
+    if (a->new_file && !a->job)
+        g_unlink(((const DriveBackup *)action->arg)->target);
 }
 
 static bool drive_co_prepare(Action *action, GError **error)
@@ -119,5 +132,5 @@ const ActionKind action_drive_backup = {
     .co_prepare = drive_co_prepare,
     .co_commit = backup_co_commit,
     .co_abort = backup_co_abort,
-    .co_clean = backup_co_clean,
+    .co_clean = drive_co_clean,
 };

@@ -119,12 +119,12 @@ static bool snapshot_co_change(SnapshotAction *a, GError **error)
 
 static bool snapshot_co_prepare(SnapshotAction *a, Node *node, GError **error)
 {
-    if (!node)
+    if (!node || !check_node(a, node, error))
         return false;
     if (node != a->node)
         return error_set(error, "Node '%s' took the place of '%s' while its overlay was being prepared", node->name,
                          a->node->name);
-    a->done = check_node(a, node, error) && check_overlay(a, error) && snapshot_co_change(a, error);
+    a->done = check_overlay(a, error) && snapshot_co_change(a, error);
     return a->done;
 }
 
@@ -225,15 +225,14 @@ static bool sync_co_create(SnapshotAction *a, const BlockdevSnapshotSync *arg, G
         .backing_file = backing,
         .backing_format = node_skip_filters(a->node)->drv->name,
     };
-    bool plain = !driver_for_scheme(arg->snapshot_file) && !g_str_has_prefix(arg->snapshot_file, "json:");
-    bool existed = !plain || g_access(arg->snapshot_file, F_OK) == 0;
+    bool is_new = image_is_new(arg->snapshot_file);
 
     if (!strcmp(backing, arg->snapshot_file))
         return error_set(error, "Error: Trying to create an image with the same filename as the backing file");
     if (!image_co_create(a->node->graph, arg->snapshot_file, arg->format, &options, error))
         return false;
     a->sized = true;
-    a->new_file = existed ? NULL : g_strdup(arg->snapshot_file);
+    a->new_file = is_new ? g_strdup(arg->snapshot_file) : NULL;
     return true;
 }
 

@@ -48,11 +48,16 @@ void graph_watch_images(Graph *graph, ImageWatch *fn, void *opaque)
     graph->image_watch_opaque = opaque;
 }
 
+bool image_is_new(const char *filename)
+{
+    return !driver_for_scheme(filename) && !g_str_has_prefix(filename, "json:") && g_access(filename, F_OK) != 0;
+}
+
 bool image_co_create(Graph *graph, const char *filename, const char *format, const CreateOptions *options,
                      GError **error)
 {
     const Driver *drv = driver_find(format), *protocol = driver_for_scheme(filename);
-    bool existed = protocol || g_access(filename, F_OK) == 0;
+    bool is_new = image_is_new(filename);
 
     if (!drv || !drv->is_format)
         return error_set(error, "Unknown file format '%s'", format);
@@ -68,7 +73,7 @@ bool image_co_create(Graph *graph, const char *filename, const char *format, con
     }
     if (image_co_layout(graph, drv, filename, options, error))
         return true;
-    if (!existed)
+    if (is_new)
         g_unlink(filename);
 fail:
     if (error && !strstr((*error)->message, filename))

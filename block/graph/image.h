@@ -4,6 +4,8 @@
 #pragma once
 #include "block/graph/driver.h"
 
+/* Is there nothing yet where @filename, a plain path, says? Then what is made there can be removed on failure. */
+bool image_is_new(const char *filename);
 /*
  * Creates @filename in format @format (e.g. "qcow2", "raw"). Refused by name where the format has no such option; a
  * half-made file is removed. Prints nothing.

@@ -252,7 +252,8 @@ static TargetOptions target_options(BackupStart *s, const DriveBackup *arg)
     return t;
 }
 
-Node *backup_co_open_target(JobList *list, Node *source, const DriveBackup *arg, bool bitmap_comes, GError **error)
+Node *backup_co_open_target(JobList *list, Node *source, const DriveBackup *arg, bool bitmap_comes, bool *ret_new,
+                            GError **error)
 {
     BackupStart s = {.arg = (const BackupCommon *)arg, .sync = arg->sync, .source = source};
     TargetOptions t = target_options(&s, arg);
@@ -265,6 +266,7 @@ Node *backup_co_open_target(JobList *list, Node *source, const DriveBackup *arg,
     node_ref(source);
     target = job_co_open_target(source, &t, error);
     node_co_unref(source);
+    *ret_new = t.made_new;
     return target;
 }
 

@@ -7,9 +7,10 @@
 /*
  * For drive-backup: makes the target image of @source where @arg asks for that, and opens it. This may take long;
  * nothing that is in use changes. @bitmap_comes: the bitmap is made only later, so do not look for it. One reference,
- * the caller's; NULL with QEMU's words.
+ * the caller's, and in *@ret_new whether the file was not there before; NULL with QEMU's words.
  */
-Node *backup_co_open_target(JobList *list, Node *source, const DriveBackup *arg, bool bitmap_comes, GError **error);
+Node *backup_co_open_target(JobList *list, Node *source, const DriveBackup *arg, bool bitmap_comes, bool *ret_new,
+                            GError **error);
 
 /*
  * drive-backup and blockdev-backup, with the nodes that their arguments name. Each returns a job for backup_co_start()

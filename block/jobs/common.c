@@ -7,6 +7,7 @@
 #include "block/graph/image.h"
 #include "block/graph/txn.h"
 #include "qapi/rt/json.h"
+#include <glib/gstdio.h>
 
 Node *job_find_target(Graph *graph, const char *name, GError **error)
 {
@@ -99,8 +100,10 @@ static JsonNode *target_extra(const TargetOptions *t, const char *format)
     return extra;
 }
 
-Node *job_co_open_target(Node *source, const TargetOptions *t, GError **error)
+Node *job_co_open_target(Node *source, TargetOptions *t, GError **error)
 {
+    bool is_new = t->create && image_is_new(t->filename);
+    Node *target;
     const char *format = t->format;
     NodeFlags flags = source->flags;
     g_autoptr(Tree) extra = NULL;
@@ -113,7 +116,11 @@ Node *job_co_open_target(Node *source, const TargetOptions *t, GError **error)
     flags.read_only = flags.auto_read_only = flags.force_share = false;
     flags.detect_zeroes = BLOCKDEV_DETECT_ZEROES_OPTIONS_OFF;
     extra = target_extra(t, format);
-    return node_co_open_filename_extra(source->graph, t->filename, format, extra, &flags, error);
+    target = node_co_open_filename_extra(source->graph, t->filename, format, extra, &flags, error);
+    t->made_new = is_new && target;
+    if (is_new && !target)
+        g_unlink(t->filename);
+    return target;
 }
 
 /* ---- filters ------------------------------------------------------------------------------------------------------

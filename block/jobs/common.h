@@ -26,10 +26,12 @@ typedef struct TargetOptions {
     Node *backing;         /* what a new image names as its backing file; NULL: none */
     /* When it is opened: 'h' with the backing file of its header, '0' without any, 'n' with the node @backing. */
     char open_backing;
+    /* Comes back: the file was not there before. It is removed when it cannot be opened. */
+    bool made_new;
 } TargetOptions;
 
 /* Makes (where asked) and opens the target of a drive-* command. One reference, the caller's; NULL with @error. */
-Node *job_co_open_target(Node *source, const TargetOptions *options, GError **error);
+Node *job_co_open_target(Node *source, TargetOptions *options, GError **error);
 
 /*
  * Puts @filter, which has no children yet, above @source, its child @name: all parents of @source get @filter instead,

@@ -1,6 +1,7 @@
 """Shared by the job tests: nodes, a client that keeps writing over NBD, peers that fail on demand."""
 import os
 import random
+import socket
 import subprocess
 import threading
 import time
@@ -109,6 +110,20 @@ class Writer(threading.Thread):
         return bytes(self.model) if self.model is not None else None
 
 
+def wait_listening(process, path):
+    """Until the server @process takes connections on the unix socket @path: some time after the file is there."""
+    deadline = time.monotonic() + sd.TIMEOUT
+    while True:
+        with socket.socket(socket.AF_UNIX) as s:
+            try:
+                return s.connect(path)
+            except (FileNotFoundError, ConnectionRefusedError):
+                pass
+        if time.monotonic() > deadline or process.poll() is not None:
+            raise AssertionError(f'nothing listens on {path}')
+        time.sleep(0.01)
+
+
 class FaultyPeer:
     """nbdkit with memory behind its error filter: requests of one kind fail while a trigger file exists."""
 
@@ -119,11 +134,7 @@ class FaultyPeer:
              f'error-{kind}={errno}', f'error-{kind}-rate=100%', f'error-{kind}-file={self.trigger}'],
             stdin=subprocess.DEVNULL)
         case.addCleanup(self._end)
-        deadline = time.monotonic() + sd.TIMEOUT
-        while not os.path.exists(self.socket):
-            if time.monotonic() > deadline or self.process.poll() is not None:
-                raise AssertionError('nbdkit does not listen')
-            time.sleep(0.01)
+        wait_listening(self.process, self.socket)
 
     def _end(self):
         self.process.kill()
