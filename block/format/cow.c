@@ -16,11 +16,10 @@
 
 #define GAP_MAX (16 * 1024) /* read over the new data between the edges rather than reading twice */
 
-uint8_t cow_zeroes[COW_ZEROES] __attribute__((aligned(4096)));
-
 /* One write, in pieces: zeroes or buffer before, the new data, zeroes or buffer behind. */
 typedef struct Cow {
-    const CowImage *image;
+    const CowOps *ops;
+    Node *node;
     const CowWrite *w;
     Child *file;
     Loop *loop;
@@ -35,7 +34,7 @@ static int cow_co_is_zero(const Cow *c, uint64_t offset, uint64_t bytes, bool *r
     *ret = true;
     if (!bytes || offset >= c->w->disk_size)
         return 0;
-    return c->image->ops->co_is_zero(c->image->owner, offset, ret);
+    return c->ops->co_is_zero(c->node->state, offset, ret);
 }
 
 /* Reads [@offset, @offset + @bytes) as it is now into @buf; zeroes behind the end of the disk. */
@@ -50,7 +49,7 @@ static int cow_co_read(const Cow *c, uint64_t offset, uint64_t bytes, uint8_t *b
         return 0;
     child_co_debug_event(c->file, BLKDEBUG_EVENT_COW_READ);
     iovec_one(&vec, &iov, buf, inside);
-    return c->image->ops->co_read(c->image->owner, offset, inside, &vec, 0);
+    return c->ops->co_read(c->node->state, offset, inside, &vec, 0);
 }
 
 /* Gets the old content of both edges, unless it is zero. */
@@ -92,7 +91,7 @@ static int cow_co_trim(Cow *c)
     uint64_t head = c->w->offset & (align - 1), tail = -(c->w->offset + c->w->bytes) & (align - 1);
     int ret = 0;
 
-    if (c->buf || (!c->w->fresh && c->head + c->tail <= 2 * COW_ZEROES))
+    if (c->buf || (!c->w->fresh && c->head + c->tail <= 2 * IOV_ZEROES))
         return 0;
     if (c->head > head || c->tail > tail)
         child_co_debug_event(c->file, BLKDEBUG_EVENT_CLUSTER_ALLOC_SPACE);
@@ -115,7 +114,7 @@ static int push_edge(const Cow *c, struct iovec *iov, uint64_t bytes, const uint
         return n;
     }
     for (; bytes; n++) {
-        iov[n] = (struct iovec){.iov_base = cow_zeroes, .iov_len = u64_min(bytes, COW_ZEROES)};
+        iov[n] = (struct iovec){.iov_base = iov_zeroes, .iov_len = u64_min(bytes, IOV_ZEROES)};
         bytes -= iov[n].iov_len;
     }
     return n;
@@ -128,7 +127,7 @@ static int cow_co_store(Cow *c)
     IoVec all = {.size = c->head + c->w->bytes + c->tail};
     int ret;
 
-    ret = c->image->ops->co_before_write ? c->image->ops->co_before_write(c->image->owner, c->host, all.size) : 0;
+    ret = c->ops->co_before_write ? c->ops->co_before_write(c->node->state, c->host, all.size) : 0;
     if (ret < 0)
         return ret;
     if (c->head || c->tail)
@@ -150,14 +149,15 @@ static int cow_co_store(Cow *c)
     return ret;
 }
 
-int cow_co_write(const CowImage *image, const CowWrite *w)
+int cow_co_write(Node *node, const CowOps *ops, const CowWrite *w)
 {
     uint64_t after = w->offset + w->bytes;
     Cow c = {
-        .image = image,
+        .ops = ops,
+        .node = node,
         .w = w,
-        .file = image->node->file,
-        .loop = image->node->loop,
+        .file = node->file,
+        .loop = node->loop,
         .host = w->host,
         .head = w->offset - w->start,
         .tail = w->start + w->length - after,

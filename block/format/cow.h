@@ -4,21 +4,15 @@
 #pragma once
 #include "block/graph/driver.h"
 
-/* What the filling asks the format. All: 0 or -errno; @owner is CowImage.owner. */
+/* What the filling asks the format. All: 0 or -errno; @state is the node's. */
 typedef struct CowOps {
     /* Is the old content of the cluster around guest @offset, inside the disk, known to be zero? */
-    int (*co_is_zero)(void *owner, uint64_t offset, bool *ret);
+    int (*co_is_zero)(void *state, uint64_t offset, bool *ret);
     /* Reads guest bytes as they are now; inside the disk. */
-    int (*co_read)(void *owner, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset);
+    int (*co_read)(void *state, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset);
     /* The image is about to be written there. NULL: nothing to check. */
-    int (*co_before_write)(void *owner, uint64_t host, uint64_t bytes);
+    int (*co_before_write)(void *state, uint64_t host, uint64_t bytes);
 } CowOps;
-
-typedef struct CowImage {
-    const CowOps *ops;
-    void *owner;
-    Node *node; /* the image; its file child is written */
-} CowImage;
 
 /* One write into new clusters that adjoin each other in the image. */
 typedef struct CowWrite {
@@ -31,9 +25,6 @@ typedef struct CowWrite {
     bool fresh;             /* the clusters read as zeroes: never written since the file grew over them */
 } CowWrite;
 
-/* Writes the new data with whatever else belongs in the first and the last of the clusters. 0 or -errno. */
-int cow_co_write(const CowImage *image, const CowWrite *write);
-
-/* Zeroes to write from; never written to. */
-#define COW_ZEROES (64 * 1024)
-extern uint8_t cow_zeroes[COW_ZEROES];
+/* Writes to the node's file child: the new data with whatever else belongs in the first and the last of the clusters. 0
+ * or -errno. */
+int cow_co_write(Node *node, const CowOps *ops, const CowWrite *write);

@@ -16,11 +16,10 @@
 
 #define MERGE_MAX 64 /* adjoining tables in one write */
 
-bool table_cache_init(TableCache *c, const TableCacheOps *ops, void *owner, Node *node, uint32_t table_size, uint64_t n,
+bool table_cache_init(TableCache *c, const TableCacheOps *ops, Node *node, uint32_t table_size, uint64_t n,
                       GError **error)
 {
-    *c = (TableCache){
-        .ops = ops, .owner = owner, .node = node, .table_size = table_size, .n = (uint32_t)MIN(n, UINT32_MAX / 4)};
+    *c = (TableCache){.ops = ops, .node = node, .table_size = table_size, .n = (uint32_t)MIN(n, UINT32_MAX / 4)};
     c->table_bits = ilog2(table_size);
     c->hash_bits = ilog2(c->n) + 1;
     c->tables = g_try_new0(CacheTable, c->n);

@@ -35,8 +35,7 @@ typedef struct TableCacheOps {
 
 struct TableCache {
     const TableCacheOps *ops;
-    void *owner; /* for ops */
-    Node *node;  /* the image; its file child holds the tables */
+    Node *node; /* the image; its file child holds the tables */
     uint32_t table_size;
     unsigned table_bits;
     uint32_t n; /* tables */
@@ -52,8 +51,8 @@ struct TableCache {
 };
 
 /* @table_size: bytes, a power of two. @n: how many tables at most; their memory comes when they are used. */
-bool table_cache_init(TableCache *cache, const TableCacheOps *ops, void *owner, Node *node, uint32_t table_size,
-                      uint64_t n, GError **error);
+bool table_cache_init(TableCache *cache, const TableCacheOps *ops, Node *node, uint32_t table_size, uint64_t n,
+                      GError **error);
 /* Takes a zeroed one. What is dirty is lost. */
 void table_cache_free(TableCache *cache);
 /* The table at @offset (a multiple of the table size), read if need be. Valid until the next yield. */

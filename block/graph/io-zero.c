@@ -5,12 +5,9 @@
 #include "block/graph/debug.h"
 #include "block/graph/graph-int.h"
 #include "block/util/bytes.h"
+#include "block/util/iovec.h"
 
-#define ZERO_CHUNK (64 * 1024)
-#define ZERO_IOVS  16
-
-/* Never written to: its pages are the kernel's one zero page. */
-static uint8_t zero_chunk[ZERO_CHUNK] __attribute__((aligned(4096)));
+#define ZERO_IOVS 16
 
 /* Where a request of @bytes at @offset should be cut so that the largest part fits @align and @max (0: none). */
 static uint64_t cut(uint64_t offset, uint64_t bytes, uint64_t align, uint64_t max)
@@ -30,9 +27,9 @@ static int node_co_write_zeroes_out(Node *node, TrackedRequest *req, uint64_t of
     IoVec vec = {.iov = iov};
 
     for (int i = 0; i < ZERO_IOVS; i++)
-        iov[i] = (struct iovec){.iov_base = zero_chunk, .iov_len = ZERO_CHUNK};
+        iov[i] = (struct iovec){.iov_base = iov_zeroes, .iov_len = IOV_ZEROES};
     vec.n = ZERO_IOVS;
-    vec.size = (size_t)ZERO_IOVS * ZERO_CHUNK;
+    vec.size = (size_t)ZERO_IOVS * IOV_ZEROES;
     while (bytes) {
         uint64_t n = u64_min(bytes, vec.size);
         int ret = node_co_write_padded(node, req, offset, n, &vec, 0, flags & ~REQ_MAY_UNMAP);

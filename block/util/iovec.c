@@ -1,6 +1,8 @@
 #include "block/util/iovec.h"
 #include "block/util/bytes.h"
 
+uint8_t iov_zeroes[IOV_ZEROES] __attribute__((aligned(4096)));
+
 /* A walk over the pieces of a byte range of a list. */
 typedef struct Walk {
     const struct iovec *iov, *end;

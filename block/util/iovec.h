@@ -4,7 +4,12 @@
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/uio.h>
+
+/* Zeroes to write from. Never written to: its pages are the kernel's one zero page. */
+#define IOV_ZEROES (64 * 1024)
+extern uint8_t iov_zeroes[IOV_ZEROES];
 
 /*
  * Describes @bytes bytes from @offset of @src's content in @dst, which has room for @max elements (@niov are always

@@ -200,29 +200,29 @@ static int cache_co_before_read(Qcow2 *q, BlkdebugEvent event)
 
 static int l2_co_before_read(TableCache *cache, uint64_t offset)
 {
-    return cache_co_before_read(cache->owner, BLKDEBUG_EVENT_L2_LOAD);
+    return cache_co_before_read(cache->node->state, BLKDEBUG_EVENT_L2_LOAD);
 }
 
 static int l2_co_before_write(TableCache *cache, uint64_t offset, uint64_t bytes)
 {
-    q2_co_event(cache->owner, BLKDEBUG_EVENT_L2_UPDATE);
-    return q2_co_meta_check(cache->owner, Q2_META_L2, offset, bytes);
+    q2_co_event(cache->node->state, BLKDEBUG_EVENT_L2_UPDATE);
+    return q2_co_meta_check(cache->node->state, Q2_META_L2, offset, bytes);
 }
 
 static int l2_co_make_room(TableCache *cache)
 {
-    return q2_co_commit(cache->owner);
+    return q2_co_commit(cache->node->state);
 }
 
 static int refblock_co_before_read(TableCache *cache, uint64_t offset)
 {
-    return cache_co_before_read(cache->owner, BLKDEBUG_EVENT_REFBLOCK_LOAD);
+    return cache_co_before_read(cache->node->state, BLKDEBUG_EVENT_REFBLOCK_LOAD);
 }
 
 static int refblock_co_before_write(TableCache *cache, uint64_t offset, uint64_t bytes)
 {
-    q2_co_event(cache->owner, BLKDEBUG_EVENT_REFBLOCK_UPDATE_PART);
-    return q2_co_meta_check(cache->owner, Q2_META_REFBLOCK, offset, bytes);
+    q2_co_event(cache->node->state, BLKDEBUG_EVENT_REFBLOCK_UPDATE_PART);
+    return q2_co_meta_check(cache->node->state, Q2_META_REFBLOCK, offset, bytes);
 }
 
 const TableCacheOps q2_l2_ops = {

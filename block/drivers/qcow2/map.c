@@ -139,7 +139,7 @@ int q2_co_map(Qcow2 *q, uint64_t offset, uint64_t bytes, Extent *ret)
         uint64_t host = entry & Q2_OFFSET_MASK;
         if (G_UNLIKELY(!is_aligned(host, q->cluster_size)))
             return entry_co_bad(q, gc, entry);
-        ret->copied = entry & Q2_COPIED;
+        ret->in_place = ret->kind == Q2_NORMAL && (entry & Q2_COPIED);
         ret->host = host + in;
     }
     ret->entry = entry;

@@ -91,25 +91,6 @@ static bool open_co_meta(Qcow2 *q, GError **error)
     return true;
 }
 
-static bool open_co_backing(Qcow2 *q, const BlockdevOptionsQcow2 *o, GError **error)
-{
-    const BlockdevRefOrNull *given = o->backing;
-
-    if (given && given->kind == BLOCKDEV_REF_OR_NULL_NULL)
-        return true;
-    if (given) {
-        BlockdevRef ref = {.kind = BLOCKDEV_REF_REFERENCE, .u.reference = given->u.reference};
-        if (given->kind == BLOCKDEV_REF_OR_NULL_DEFINITION) {
-            ref.kind = BLOCKDEV_REF_DEFINITION;
-            ref.u.definition = given->u.definition;
-        }
-        return node_co_open_child(q->node, "backing", &ref, ROLE_COW, error) != NULL;
-    }
-    if (!q->header.backing_file)
-        return true;
-    return node_co_open_backing(q->node, q->header.backing_file, q->header.backing_format, error) != NULL;
-}
-
 static void clean_timer_fire(void *opaque)
 {
     Qcow2 *q = opaque;
@@ -144,12 +125,12 @@ static bool open_co_image(Qcow2 *q, const BlockdevOptionsQcow2 *o, GError **erro
     if (!check_not_truncated(q, error) || !q2_options_apply(q, o, error))
         return false;
     if (!q2_meta_init(q, error) || !q2_l1_co_load(q, error) || !q2_refcount_co_init(q, error) ||
-        !table_cache_init(&q->l2, &q2_l2_ops, q, q->node, q->l2_slice_size, q->l2_cache_tables, error) ||
-        !table_cache_init(&q->rb, &q2_refblock_ops, q, q->node, (uint32_t)q->cluster_size, q->rb_cache_tables, error))
+        !table_cache_init(&q->l2, &q2_l2_ops, q->node, q->l2_slice_size, q->l2_cache_tables, error) ||
+        !table_cache_init(&q->rb, &q2_refblock_ops, q->node, (uint32_t)q->cluster_size, q->rb_cache_tables, error))
         return false;
     if (node_writable(q->node) && !open_co_meta(q, error))
         return false;
-    return open_co_backing(q, o, error);
+    return backing_co_open(q->node, o->backing, q->header.backing_file, q->header.backing_format, error);
 }
 
 static bool q2_co_open(Node *node, const BlockdevOptions *options, GError **error)

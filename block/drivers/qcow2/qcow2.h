@@ -19,9 +19,10 @@
  */
 #pragma once
 #include "block/aio/io.h"
+#include "block/format/backing.h"
 #include "block/format/claim.h"
 #include "block/format/cow.h"
-#include "block/format/pieces.h"
+#include "block/format/extent.h"
 #include "block/format/table-cache.h"
 #include "block/graph/io.h"
 #include "block/graph/status.h"
@@ -258,6 +259,8 @@ typedef enum Q2Kind { Q2_UNALLOCATED, Q2_NORMAL, Q2_ZERO_PLAIN, Q2_ZERO_ALLOC, Q
 static inline Q2Kind q2_entry_kind(const Qcow2 *q, uint64_t entry);
 /* Looks [@offset, @offset + @bytes) up, as far as it is alike within one L2 slice. */
 int q2_co_map(Qcow2 *q, uint64_t offset, uint64_t bytes, Extent *ret);
+/* The same and more, for requests. */
+extern const ExtentOps q2_extent_ops;
 /* A slice of an L2 table that may be changed. Entries for guest cluster @gc on: *@ret_index is its index in the slice.
  */
 int q2_co_l2_for_write(Qcow2 *q, uint64_t gc, CacheTable **ret, unsigned *ret_index);
@@ -283,14 +286,14 @@ int q2_co_block_status(Node *node, bool want_zero, uint64_t offset, uint64_t byt
 bool q2_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode prealloc, ReqFlags flags, GError **error);
 bool q2_co_create(Graph *graph, const char *filename, Port *file, const CreateOptions *options, GError **error);
 
-/* Does the backing file have something at @offset? */
-static inline bool q2_backing_at(const Qcow2 *q, uint64_t offset);
 /* The entries of [@gc, @gc + @n) let go of what they refer to: see zero.c. For shrinking. */
 int q2_co_drop(Qcow2 *q, uint64_t gc, uint64_t n);
-/* Reads guest bytes as a client would; behind the end zeroes. */
+/* Reads one extent. */
+int q2_co_read_extent(void *state, const Extent *map, uint64_t offset, const IoVec *vec, size_t vec_offset);
+/* STATUS_* of a Q2Kind. */
+unsigned q2_status(int kind);
+/* Reads guest bytes as a client would. */
 int q2_co_read(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset);
-/* Reads what the backing file has; zeroes behind its end or without one. */
-int q2_co_read_backing(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset);
 /* @bytes guest bytes from @offset of a compressed cluster with L2 entry @entry. */
 int q2_co_read_packed(Qcow2 *q, uint64_t entry, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset);
 /* What every change to the image waits for once: the autoclear bits of what we do not maintain are off. */
@@ -373,11 +376,6 @@ struct Qcow2 {
 static inline Qcow2 *q2_of(const Node *node)
 {
     return node->state;
-}
-
-static inline bool q2_backing_at(const Qcow2 *q, uint64_t offset)
-{
-    return q->node->backing && offset < q->node->backing->node->size;
 }
 
 static inline uint64_t q2_in_cluster(const Qcow2 *q, uint64_t offset)

@@ -7,6 +7,7 @@
  * crash leaves the disk with the old or the new size, and leaks at worst.
  */
 #include "block/drivers/qcow2/event.h"
+#include "block/util/iovec.h"
 
 static int resize_co_set_size(Qcow2 *q, uint64_t size)
 {
@@ -120,7 +121,7 @@ static int grow_co_zero_tail(Qcow2 *q, uint64_t size)
     if (ret < 0 || (map.kind != Q2_NORMAL && map.kind != Q2_PACKED))
         return ret;
     for (; vec.size < bytes; vec.n++) {
-        iov[vec.n] = (struct iovec){.iov_base = cow_zeroes, .iov_len = u64_min(bytes - vec.size, COW_ZEROES)};
+        iov[vec.n] = (struct iovec){.iov_base = iov_zeroes, .iov_len = u64_min(bytes - vec.size, IOV_ZEROES)};
         vec.size += iov[vec.n].iov_len;
     }
     return q2_co_pwritev(q->node, old, bytes, &vec, 0, 0);

@@ -58,7 +58,7 @@ static int cow_co_is_zero(void *opaque, uint64_t offset, bool *ret)
 
     if (r == 0)
         *ret = map.kind == Q2_ZERO_PLAIN || map.kind == Q2_ZERO_ALLOC ||
-               (map.kind == Q2_UNALLOCATED && !q2_backing_at(q, offset));
+               (map.kind == Q2_UNALLOCATED && !backing_at(q->node, offset));
     return r;
 }
 
@@ -79,7 +79,6 @@ static const CowOps cow_ops = {
 static int fill_co_run(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, uint64_t first,
                        const Q2Run *run)
 {
-    const CowImage image = {.ops = &cow_ops, .owner = q, .node = q->node};
     const CowWrite w = {
         .offset = offset,
         .bytes = bytes,
@@ -92,7 +91,7 @@ static int fill_co_run(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *v
         .fresh = run->fresh,
     };
 
-    return cow_co_write(&image, &w);
+    return cow_co_write(q->node, &cow_ops, &w);
 }
 
 /* Points the entries from guest cluster @first on to @run. */
@@ -118,8 +117,10 @@ static int link_co_run(Qcow2 *q, uint64_t first, const Q2Run *run, bool reuse)
 }
 
 /* Writes as much of the range as one run of new clusters takes. *@done 0: the world has changed, look again. */
-static int write_co_new(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, uint64_t *done)
+static int write_co_new(void *opaque, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset,
+                        uint64_t *done)
 {
+    Qcow2 *q = opaque;
     uint64_t first = offset >> q->cluster_bits, n, want;
     Claim *other, claim;
     CacheTable *table;
@@ -157,7 +158,6 @@ static int write_co_new(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *
     return ret;
 }
 
-/* Sets @map->bytes to 0 when the world has changed: look again. */
 static int write_co_in_place(void *opaque, const Extent *map, uint64_t offset, const IoVec *vec, size_t vec_offset)
 {
     Qcow2 *q = opaque;
@@ -173,37 +173,22 @@ static int write_co_in_place(void *opaque, const Extent *map, uint64_t offset, c
     return ret;
 }
 
-/* Several stretches, or one that needs new clusters; @map is the first. Those in place run at the same time. */
-static int write_co_pieces(Qcow2 *q, Extent *map, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset)
+static int extent_co_map(void *opaque, uint64_t offset, uint64_t bytes, Extent *ret)
 {
-    Pieces all = {.loop = q->node->loop, .owner = q, .vec = vec, .fn = write_co_in_place};
-    int ret = 0, first;
-
-    for (;;) {
-        if (map->kind == Q2_NORMAL && map->copied)
-            pieces_co_add(&all, map, offset, vec_offset);
-        else
-            ret = write_co_new(q, offset, bytes, vec, vec_offset, &map->bytes);
-        if (ret < 0 || all.ret < 0)
-            break;
-        offset += map->bytes;
-        vec_offset += map->bytes;
-        bytes -= map->bytes;
-        if (!bytes)
-            break;
-        ret = q2_co_map(q, offset, bytes, map);
-        if (ret < 0)
-            break;
-    }
-    first = pieces_co_wait(&all);
-    q2_free_co_throttle(q);
-    return first < 0 ? first : ret;
+    return q2_co_map(opaque, offset, bytes, ret);
 }
+
+const ExtentOps q2_extent_ops = {
+    .co_map = extent_co_map,
+    .co_read = q2_co_read_extent,
+    .co_write = write_co_in_place,
+    .co_write_new = write_co_new,
+    .status = q2_status,
+};
 
 int q2_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags)
 {
     Qcow2 *q = q2_of(node);
-    Extent map;
     int ret = 0;
 
     if (G_UNLIKELY(q->corrupt))
@@ -211,10 +196,7 @@ int q2_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec,
     if (G_UNLIKELY(!q->wrote))
         ret = q2_co_before_first_write(q);
     if (ret == 0)
-        ret = q2_co_map(q, offset, bytes, &map);
-    if (G_UNLIKELY(ret < 0))
-        return ret;
-    if (G_LIKELY(map.kind == Q2_NORMAL && map.copied && map.bytes == bytes))
-        return write_co_in_place(q, &map, offset, vec, vec_offset);
-    return write_co_pieces(q, &map, offset, bytes, vec, vec_offset);
+        ret = extents_co_write(node, &q2_extent_ops, offset, bytes, vec, vec_offset);
+    q2_free_co_throttle(q);
+    return ret;
 }
