@@ -122,6 +122,18 @@ class Session(Compat):
         self.assertEqual('BLOCK_JOB_COMPLETED', d.cancel('drive0')['event'])
         d.shutdown()
 
+    def test_other_waiting_does_not_follow_the_clock(self):
+        """A job that rests after an error which it ignores goes on while the clock stands still."""
+        src = sd.create_image(self.path('src.raw'), 'raw', sd.MIB, data=[(0, sd.MIB, 7)])
+        d = self.launched('-blockdev', 'raw,node-name=src,file.driver=blkdebug,file.image.driver=file,'
+                          f'file.image.filename={src},file.inject-error.0.event=read_aio,file.inject-error.0.once=on',
+                          '-blockdev', f'null-co,node-name=dst,size={sd.MIB}')
+        d.cmd('blockdev-mirror', job_id='j', device='src', target='dst', sync='full', on_source_error='ignore')
+        d.wait_ready('j')
+        self.assertTrue(d.take_events('BLOCK_JOB_ERROR', {'action': 'ignore'}))
+        d.cancel('j')
+        d.shutdown()
+
     def test_qdev(self):
         a, b = (sd.create_image(self.path(n), 'raw', sd.MIB) for n in 'ab')
         d = self.launched('-object', 'iothread,id=io0', '-drive', f'file={a},if=none,id=drive0,format=raw',
