@@ -139,29 +139,32 @@ static int active_co_pwrite_zeroes(Node *node, uint64_t offset, uint64_t bytes, 
     return ret;
 }
 
-/* What cannot be repeated on the target is left to the job. */
-static void active_left_dirty(Node *node)
-{
-    MirrorJob *m = ((MirrorFilter *)node->state)->job;
-
-    if (is_active(node) && m->idle)
-        job_kick(&m->common);
-}
-
+/* What cannot be repeated on the target is left to the job. The lock keeps a write to the same granule from calling it
+ * in step meanwhile. */
 static int active_co_pdiscard(Node *node, uint64_t offset, uint64_t bytes)
 {
-    int ret = child_co_pdiscard(node->file, offset, bytes);
+    ActiveWrite w;
+    int ret;
 
-    active_left_dirty(node);
+    if (!is_active(node))
+        return child_co_pdiscard(node->file, offset, bytes);
+    active_co_begin(&w, node, offset, bytes);
+    ret = child_co_pdiscard(node->file, offset, bytes);
+    active_end(&w);
     return ret;
 }
 
 static int active_co_pwritev_compressed(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec,
                                         size_t vec_offset)
 {
-    int ret = child_co_pwritev(node->file, offset, bytes, vec, vec_offset, REQ_WRITE_COMPRESSED);
+    ActiveWrite w;
+    int ret;
 
-    active_left_dirty(node);
+    if (!is_active(node))
+        return child_co_pwritev(node->file, offset, bytes, vec, vec_offset, REQ_WRITE_COMPRESSED);
+    active_co_begin(&w, node, offset, bytes);
+    ret = child_co_pwritev(node->file, offset, bytes, vec, vec_offset, REQ_WRITE_COMPRESSED);
+    active_end(&w);
     return ret;
 }
 

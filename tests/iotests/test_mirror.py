@@ -261,6 +261,30 @@ class Clients(JobCase):
         d.shutdown()
         self.assertImagesEqual(a, b, 'raw', 'raw')
 
+    def test_discard_beside_a_write(self):
+        """A granule that is written while another part of it is discarded is not in step."""
+        import nbd
+        d = self.daemon()
+        a = sd.create_image(self.path('a.img'), 'raw', self.SIZE, data=[(0, self.SIZE, 0x55)])
+        b = sd.create_image(self.path('b.img'), 'raw', self.SIZE)
+        d.cmd('blockdev-add', driver='raw', node_name='src', discard='unmap',
+              file={'driver': 'file', 'filename': a, 'discard': 'unmap'})
+        self.node(d, 'dst', b)
+        uri = d.export('src', writable=True)
+        d.cmd('blockdev-mirror', job_id='m', device='src', target='dst', sync='full', copy_mode='write-blocking',
+              granularity=65536)
+        d.wait_ready('m')
+        data = nbd.Buffer.from_bytearray(bytearray(b'\x66' * 32768))
+        with sd.nbd_connect(uri) as h:
+            for offset in range(0, self.SIZE, 65536):
+                pending = [h.aio_pwrite(data, offset), h.aio_trim(32768, offset + 32768)]
+                for cookie in pending:
+                    while not h.aio_command_completed(cookie):
+                        h.poll(100)
+        d.cancel('m')
+        d.shutdown()
+        self.assertImagesEqual(a, b, 'raw', 'raw')
+
     def test_forced_cancel_harms_nothing(self):
         d = self.start('qcow2')
         d.wait_ready('m')
