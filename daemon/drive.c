@@ -1,7 +1,7 @@
 /*
  * An option of --drive is one of three things: a property of the device (DriveOptions), a short word for options of the
  * node (cache=none, aio=…, file=PATH), or an option of the node with its dotted key. The second kind is spelled out,
- * and everything about nodes goes to node_co_open_filename_extra() as one tree.
+ * and everything about nodes goes to node_co_open_filename() as one tree.
  */
 #include "daemon/drive.h"
 #include "block/graph/device.h"
@@ -219,7 +219,7 @@ bool drive_co_apply(Daemon *daemon, void *opaque, GError **error)
     if (d->filename) {
         /* An image that may not be written is opened for reading, as QEMU's -drive does. */
         NodeFlags defaults = {.auto_read_only = true};
-        node = node_co_open_filename_extra(daemon->graph, d->filename, d->format, d->extra, &defaults, error);
+        node = node_co_open_filename(daemon->graph, d->filename, d->format, d->extra, &defaults, error);
         if (!node) {
             return false;
         }

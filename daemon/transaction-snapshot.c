@@ -250,7 +250,7 @@ static bool sync_co_open_overlay(SnapshotAction *a, const BlockdevSnapshotSync *
         tree_set_string(extra, "node-name", arg->snapshot_node_name);
     if (drv && drv->supports_backing)
         tree_set_string(extra, "backing", a->node->name);
-    a->overlay = node_co_open_filename_extra(a->node->graph, arg->snapshot_file, arg->format, extra, &flags, error);
+    a->overlay = node_co_open_filename(a->node->graph, arg->snapshot_file, arg->format, extra, &flags, error);
     return a->overlay != NULL;
 }
 

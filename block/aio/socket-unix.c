@@ -45,7 +45,8 @@ bool socket_unix_name(const SocketAddr *addr, struct sockaddr_un *ret, unsigned 
     return true;
 }
 
-char *socket_peer_str(int fd)
+/* Who is at the other end of unix socket @fd: "PID 123 (name)", or "another process". Caller frees. */
+static char *peer_str(int fd)
 {
     struct ucred cred;
     socklen_t len = sizeof(cred);
@@ -90,7 +91,7 @@ static int unix_co_ask(const struct sockaddr_un *name, unsigned len, char **ret_
         bool again = !errnum && now < patience && holder_is_gone(fd);
 
         if (!errnum && !again) {
-            *ret_holder = socket_peer_str(fd);
+            *ret_holder = peer_str(fd);
         }
         if (fd >= 0) {
             close(fd);

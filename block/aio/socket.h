@@ -62,9 +62,6 @@ void socket_listener_co_close(SocketListener *listener);
 /* The TCP port listened on (for port "0"), 0 for other sockets. */
 unsigned socket_listener_port(const SocketListener *listener);
 
-/* Who is at the other end of unix socket @fd: "PID 123 (name)", or "another process". Caller frees. */
-char *socket_peer_str(int fd);
-
 /* ---- between socket.c, socket-unix.c and listener.c ------------------------------------------------------------ */
 
 struct addrinfo;

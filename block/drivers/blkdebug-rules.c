@@ -280,7 +280,6 @@ static void rules_co_hold(Blkdebug *s, const char *tag)
     BlkdebugHeld held = {.tag = tag, .next = s->held};
 
     s->held = &held;
-    coqueue_wake_all(&s->hold_waiters);
     while (!held.go)
         coqueue_co_wait(&held.waiter, NULL);
 }
@@ -385,17 +384,10 @@ static bool debug_suspended(Node *node, const char *tag)
     return false;
 }
 
-static void debug_co_wait_suspended(Node *node, const char *tag)
-{
-    while (!debug_suspended(node, tag))
-        coqueue_co_wait(&((Blkdebug *)node->state)->hold_waiters, NULL);
-}
-
 const DriverDebug blkdebug_debug = {
     .co_event = blkdebug_co_event,
     .set_break = set_break,
     .remove_break = remove_break,
     .resume = debug_resume,
     .suspended = debug_suspended,
-    .co_wait_suspended = debug_co_wait_suspended,
 };

@@ -20,7 +20,6 @@ struct Blkdebug {
     GPtrArray *armed;   /* of Rule *, borrowed: those that the last event with an error rule has armed */
     int64_t state;      /* of the state machine, 1 at first */
     BlkdebugHeld *held; /* requests at breakpoints, the latest first */
-    CoQueue hold_waiters;
 
     /* set by open, constant afterwards */
     Limits limits; /* those that options ask for; 0: none */

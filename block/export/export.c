@@ -25,16 +25,6 @@ void export_list_free(ExportList *list)
     }
 }
 
-Loop *export_list_loop(const ExportList *list)
-{
-    return list->loop;
-}
-
-Graph *export_list_graph(const ExportList *list)
-{
-    return list->graph;
-}
-
 Export *export_find(ExportList *list, const char *id)
 {
     for (GList *l = list->exports.head; l; l = l->next) {

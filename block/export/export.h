@@ -49,8 +49,6 @@ extern const ExportType export_type_nbd;
 ExportList *export_list_new(Loop *loop, Graph *graph);
 /* Every export must be gone and the NBD server stopped: see export_list_co_close_all(). Takes NULL. */
 void export_list_free(ExportList *list);
-Loop *export_list_loop(const ExportList *list);
-Graph *export_list_graph(const ExportList *list);
 
 /* For exit: stops the NBD server and waits until all exports are gone, clients or not. */
 void export_list_co_close_all(ExportList *list);

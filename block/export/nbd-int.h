@@ -156,5 +156,3 @@ void nbd_reply_iov(NbdReq *req);  /* req->iov, niov and out_bytes say */
 /* Writes a chunk's header at @p; returns NBD_CHUNK_SIZE. */
 size_t nbd_put_chunk(void *p, const NbdReq *req, uint16_t flags, uint16_t type, uint32_t len);
 void nbd_reply_turn_end(void *opaque);
-/* The connection is closing: forgets answers that nobody will read. */
-void nbd_reply_drop(NbdClient *client);

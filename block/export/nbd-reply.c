@@ -75,7 +75,8 @@ static void advance(NbdClient *client, size_t bytes)
     client->out_sent = bytes;
 }
 
-void nbd_reply_drop(NbdClient *client)
+/* The connection is closing: forgets answers that nobody will read. */
+static void drop_answers(NbdClient *client)
 {
     advance(client, client->out_bytes); /* as if all had left */
     g_assert(!client->out_head && !client->out_sent);
@@ -99,7 +100,7 @@ static void send_co_entry(void *opaque)
     }
     client->sending = false;
     if (client->closing) {
-        nbd_reply_drop(client);
+        drop_answers(client);
     }
     coqueue_wake_one(&client->slots);
 }
@@ -114,7 +115,7 @@ static void send_now(NbdClient *client)
         ssize_t n;
 
         if (client->closing) {
-            nbd_reply_drop(client);
+            drop_answers(client);
             return;
         }
         msg.msg_iovlen = (size_t)gather(client, iov);

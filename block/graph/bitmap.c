@@ -213,16 +213,6 @@ uint64_t bitmap_count(const Bitmap *bitmap)
     return hbitmap_count(bitmap->bits);
 }
 
-bool bitmap_merge(Bitmap *dst, const Bitmap *src, GError **error)
-{
-    if (!hbitmap_merge(dst->bits, src->bits))
-        return error_set(error,
-                         "Bitmaps are of different sizes (destination size is %" PRIu64 " and source size is %" PRIu64
-                         ") and can't be merged",
-                         hbitmap_size(dst->bits), hbitmap_size(src->bits));
-    return true;
-}
-
 void node_mark_dirty(Node *node, uint64_t offset, uint64_t bytes)
 {
     for (GList *l = node->bitmaps.head; l; l = l->next) {

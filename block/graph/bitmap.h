@@ -25,11 +25,11 @@ struct Bitmap {
     void *opaque;
 };
 
-/* @granularity in bytes (power of two, 512 to 2 GiB; 0: the node's cluster size within 4 KiB..64 KiB, or 64 KiB).
+/* What granularity 0 means for @node: its cluster size within 4 KiB..64 KiB, or 64 KiB. Bytes. */
+uint64_t bitmap_default_granularity(Node *node);
+/* @granularity in bytes (power of two, 512 to 2 GiB; 0: bitmap_default_granularity()).
  * @name NULL: anonymous. Enabled. NULL with @error in QEMU's words ("Bitmap already exists: x", "Granularity must be a
  * power of 2" …). */
-/* What granularity 0 means for @node. */
-uint64_t bitmap_default_granularity(Node *node);
 Bitmap *bitmap_new(Node *node, uint64_t granularity, const char *name, GError **error);
 void bitmap_free(Bitmap *bitmap); /* removes it from its node; takes NULL */
 Bitmap *bitmap_find(Node *node, const char *name);
@@ -55,8 +55,6 @@ bool bitmap_recording(const Bitmap *bitmap);
 void bitmap_set(Bitmap *bitmap, uint64_t offset, uint64_t bytes);
 void bitmap_reset(Bitmap *bitmap, uint64_t offset, uint64_t bytes); /* whole granules (or up to the end) only */
 uint64_t bitmap_count(const Bitmap *bitmap);                        /* dirty bytes, whole granules */
-/* @dst |= @src, of any nodes and granularities of equal size. */
-bool bitmap_merge(Bitmap *dst, const Bitmap *src, GError **error);
 
 /* For graph/io: marks all enabled bitmaps of @node. For resize: adapts them. */
 void node_mark_dirty(Node *node, uint64_t offset, uint64_t bytes);

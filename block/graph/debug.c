@@ -34,12 +34,3 @@ bool node_debug_suspended(Node *node, const char *tag)
     node = debug_node(node);
     return node && node->drv->debug->suspended(node, tag);
 }
-
-int node_co_debug_wait_suspended(Node *node, const char *tag)
-{
-    node = debug_node(node);
-    if (!node)
-        return -ENOTSUP;
-    node->drv->debug->co_wait_suspended(node, tag);
-    return 0;
-}

@@ -21,7 +21,6 @@ struct DriverDebug {
     int (*remove_break)(Node *node, const char *tag);
     int (*resume)(Node *node, const char *tag);
     bool (*suspended)(Node *node, const char *tag);
-    void (*co_wait_suspended)(Node *node, const char *tag);
 };
 
 static inline void node_co_debug_event(Node *node, BlkdebugEvent event)
@@ -48,5 +47,3 @@ int node_debug_remove_break(Node *node, const char *tag);
 int node_debug_resume(Node *node, const char *tag);
 /* Is a request held up at @tag? */
 bool node_debug_suspended(Node *node, const char *tag);
-/* Waits until one is. 0, or -ENOTSUP without a blkdebug node. */
-int node_co_debug_wait_suspended(Node *node, const char *tag);

@@ -10,7 +10,7 @@ struct Device {
     bool removable; /* a CD drive */
     bool read_only;
     ThrottleMember throttle; /* block_set_io_throttle's limits, in no group at first */
-    char *qdev;              /* the guest device that issue-3 harnesses attach, NULL: none */
+    char *qdev;              /* the guest device that a test harness says it is attached to (--device), NULL: none */
 };
 
 /* @node may be NULL: no medium; @id may be NULL: no name. NULL with @error. */

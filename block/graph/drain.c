@@ -71,31 +71,6 @@ void node_drained_end(Node *node)
     node_unquiesce(node);
 }
 
-static bool graph_busy(Graph *graph)
-{
-    for (GList *l = graph->nodes.head; l; l = l->next)
-        if (node_busy(l->data))
-            return true;
-    return false;
-}
-
-void graph_co_drain_all_begin(Graph *graph)
-{
-    graph->drain_all++;
-    for (GList *l = graph->nodes.head; l; l = l->next)
-        node_quiesce(l->data);
-    while (graph_busy(graph))
-        coqueue_co_wait(&graph->drain_waiters, NULL);
-}
-
-void graph_drain_all_end(Graph *graph)
-{
-    g_assert(graph->drain_all > 0);
-    graph->drain_all--;
-    for (GList *l = graph->nodes.head; l; l = l->next)
-        node_unquiesce(l->data);
-}
-
 void graph_drain_kick(Graph *graph)
 {
     coqueue_wake_all(&graph->drain_waiters);

@@ -11,9 +11,5 @@
 void node_co_drained_begin(Node *node);
 void node_drained_end(Node *node);
 
-/* All nodes at once. */
-void graph_co_drain_all_begin(Graph *graph);
-void graph_drain_all_end(Graph *graph);
-
 /* Tells whoever waits in a drain to look again; a ParentOps owner calls it when its drained_poll turns false. */
 void graph_drain_kick(Graph *graph);

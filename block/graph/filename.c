@@ -5,14 +5,6 @@
 #include "qapi/rt/json.h"
 #include <sys/stat.h>
 
-JsonNode *filename_extra_node_name(const char *name)
-{
-    JsonNode *extra = tree_object();
-
-    tree_set_string(extra, "node-name", name);
-    return extra;
-}
-
 /* The tree of the protocol node for a name that is not "json:". */
 static JsonNode *protocol_tree(const char *filename, GError **error)
 {

@@ -20,8 +20,5 @@ BlockdevOptions *filename_protocol_options(const char *filename, JsonNode *extra
 BlockdevOptions *filename_options(const char *filename, const char *format, JsonNode *extra,
                                   JsonNode **ret_backing_extra, GError **error);
 
-/* {"node-name": @name}; the caller's. */
-JsonNode *filename_extra_node_name(const char *name);
-
 /* A backing file name as @parent's header has it, relative to the folder of @parent's own file. Caller frees. */
 char *filename_resolve(Node *parent, const char *filename, GError **error);

@@ -16,7 +16,6 @@ struct Graph {
     GQueue devices;          /* of Device * */
     uint64_t next_auto;      /* number of the next "#blockNNN" */
     CoQueue drain_waiters;   /* whoever waits for quiet */
-    unsigned drain_all;      /* nested graph_co_drain_all_begin(): new nodes start quiesced */
     unsigned visit;          /* the present walk's mark, see Node.visited */
     ImageWatch *image_watch; /* image.h; NULL: nobody */
     void *image_watch_opaque;
@@ -56,8 +55,6 @@ Node *node_alloc(Graph *graph, const Driver *drv, const char *name, const NodeFl
 void node_free(Node *node);
 /* Drops a reference that is not the last. */
 void node_drop_ref(Node *node);
-/* Flags of a child whose options say nothing: what it inherits from @parent for @role. */
-NodeFlags node_child_defaults(const Node *parent, ChildRole role);
 
 /* drain.c: one edge gained or lost a quiesced node. */
 void child_quiesce(Child *child);
@@ -76,9 +73,6 @@ int node_co_read(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, 
 /* io-cor.c: the same, and what the node has not allocated is written to it. @req is fresh. */
 int node_co_read_copying(Node *node, TrackedRequest *req, uint64_t offset, uint64_t bytes, const IoVec *vec,
                          size_t vec_offset);
-/* io.c: an aligned write, split at the limits. */
-int node_co_write_split(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset,
-                        ReqFlags flags);
 /* io.c: a write of any alignment inside a tracked request: read-modify-write of the edges. */
 int node_co_write_padded(Node *node, TrackedRequest *req, uint64_t offset, uint64_t bytes, const IoVec *vec,
                          size_t vec_offset, ReqFlags flags);

@@ -94,9 +94,6 @@ int node_co_refresh_size(Node *node)
 void node_refresh_limits(Node *node)
 {
     node->limits = (Limits){.request_alignment = 1, .min_mem_align = 1};
-    /* Only what callers plan with flows upwards; alignment and splitting happen where they are needed, once. */
-    if (node->file)
-        node->limits.opt_transfer = node->file->node->limits.opt_transfer;
     if (node->drv->refresh_limits)
         node->drv->refresh_limits(node);
 }

@@ -173,8 +173,9 @@ static int driver_co_write(Node *node, uint64_t offset, uint64_t bytes, const Io
     return -ENOTSUP;
 }
 
-int node_co_write_split(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset,
-                        ReqFlags flags)
+/* An aligned write, split at the limits. */
+static int node_co_write_split(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset,
+                               ReqFlags flags)
 {
     uint64_t limit = max_transfer(node);
 

@@ -97,7 +97,6 @@ Node *node_alloc(Graph *graph, const Driver *drv, const char *name, const NodeFl
     node->children = g_ptr_array_new();
     node->refs = 1;
     node->cum_shared = PERM_ALL;
-    node->quiesced = graph->drain_all;
     g_hash_table_insert(graph->by_name, node->name, node);
     g_queue_push_tail(&graph->nodes, node);
     return node;
@@ -117,7 +116,6 @@ void node_free(Node *node)
     qapi_free_BlockdevOptions(node->options);
     tree_unref(node->backing_extra);
     g_free(node->exact_filename);
-    g_free(node->format_hint);
     g_free(node->state);
     g_free(node->name);
     g_free(node);

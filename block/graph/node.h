@@ -92,7 +92,6 @@ typedef struct Limits {
     uint32_t write_zeroes_align; /* what is worth splitting at; 0: request_alignment */
     uint32_t max_discard;
     uint32_t discard_align;
-    uint32_t opt_transfer;  /* a hint for copies */
     uint32_t min_mem_align; /* of buffer addresses; above 1, parts of buffers are request_alignment long, too */
 } Limits;
 
@@ -133,7 +132,6 @@ struct Node {
     Limits limits;
     uint64_t size;        /* bytes; kept by graph/ from the driver's answers */
     char *exact_filename; /* set by co_open of protocol drivers ("/img/a.raw", "nbd+unix:///x?socket=…"), else NULL */
-    char *format_hint;    /* backing format named in a header etc.: informational */
     JsonNode *backing_extra; /* options to merge over those of the backing file named in the header; NULL: none */
     bool probed;             /* the format was guessed (raw then refuses writes that would look like another) */
     bool implicit;           /* a filter that a job inserted without a name: queries skip it */
@@ -196,22 +194,16 @@ Node *node_co_open(Graph *graph, const BlockdevOptions *options, const NodeFlags
 
 /*
  * Opens by file name as QEMU's -drive and backing files do: @filename is a path, "json:{…}", "file:PATH" or a
- * protocol's "nbd:…" form. @format NULL: probe as QEMU does, and warn when it comes out raw. @node_name may be NULL.
+ * protocol's "nbd:…" form. @format NULL: probe as QEMU does, and warn when it comes out raw. @extra (may be NULL,
+ * borrowed) is a tree of more options, with strings for scalars, that are merged over what the name says:
+ * {"node-name": "top", "cache": {"direct": "on"}, "backing": {"node-name": "base"}}. A "backing" or "file" object
+ * without "driver" adds options to the child that the name or the image header gives. Otherwise as node_co_open().
  */
-Node *node_co_open_filename(Graph *graph, const char *filename, const char *format, const char *node_name,
+Node *node_co_open_filename(Graph *graph, const char *filename, const char *format, JsonNode *extra,
                             const NodeFlags *defaults, GError **error);
 
 /* Just the protocol node behind a name, without a format on top. */
 Node *node_co_open_protocol(Graph *graph, const char *filename, const NodeFlags *defaults, GError **error);
-
-/*
- * node_co_open_filename() with more options, as -drive takes them: @extra (may be NULL, borrowed) is a tree with string
- * scalars like
- * {"node-name": "top", "cache": {"direct": "on"}, "backing": {"node-name": "base"}} merged over what the name says.
- * A "backing" or "file" object without "driver" adds options to the child that the name or the image header gives.
- */
-Node *node_co_open_filename_extra(Graph *graph, const char *filename, const char *format, JsonNode *extra,
-                                  const NodeFlags *defaults, GError **error);
 
 /*
  * For co_open of drivers: opens or looks up the node that @ref says and attaches it as child @name. The child inherits

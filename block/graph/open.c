@@ -30,7 +30,8 @@ static NodeFlags flags_resolve(const BlockdevOptions *options, const NodeFlags *
     return f;
 }
 
-NodeFlags node_child_defaults(const Node *parent, ChildRole role)
+/* Flags of a child whose options say nothing: what it inherits from @parent for @role. */
+static NodeFlags child_defaults(const Node *parent, ChildRole role)
 {
     NodeFlags f = parent->flags;
 
@@ -154,7 +155,7 @@ static Child *child_co_attach(Node *parent, const char *name, Node *node, ChildR
 
 Child *node_co_open_child(Node *parent, const char *name, const BlockdevRef *ref, ChildRole role, GError **error)
 {
-    NodeFlags defaults = node_child_defaults(parent, role);
+    NodeFlags defaults = child_defaults(parent, role);
     Node *node;
 
     if (ref->kind == BLOCKDEV_REF_REFERENCE) {
@@ -216,8 +217,8 @@ static void warn_probed_raw(const char *filename)
         filename);
 }
 
-Node *node_co_open_filename_extra(Graph *graph, const char *filename, const char *format, JsonNode *extra,
-                                  const NodeFlags *defaults, GError **error)
+Node *node_co_open_filename(Graph *graph, const char *filename, const char *format, JsonNode *extra,
+                            const NodeFlags *defaults, GError **error)
 {
     g_autoptr(Tree) backing_extra = NULL;
     g_autoptr(BlockdevOptions) options = NULL;
@@ -245,14 +246,6 @@ Node *node_co_open_filename_extra(Graph *graph, const char *filename, const char
     return node;
 }
 
-Node *node_co_open_filename(Graph *graph, const char *filename, const char *format, const char *node_name,
-                            const NodeFlags *defaults, GError **error)
-{
-    g_autoptr(Tree) extra = node_name ? filename_extra_node_name(node_name) : NULL;
-
-    return node_co_open_filename_extra(graph, filename, format, extra, defaults, error);
-}
-
 Node *node_co_open_protocol(Graph *graph, const char *filename, const NodeFlags *defaults, GError **error)
 {
     g_autoptr(BlockdevOptions) options = filename_protocol_options(filename, NULL, error);
@@ -264,14 +257,14 @@ Node *node_co_open_protocol(Graph *graph, const char *filename, const NodeFlags 
 
 Child *node_co_open_backing(Node *parent, const char *filename, const char *format, GError **error)
 {
-    NodeFlags defaults = node_child_defaults(parent, ROLE_COW);
+    NodeFlags defaults = child_defaults(parent, ROLE_COW);
     g_autofree char *full = filename_resolve(parent, filename, error);
     Child *child;
     Node *node;
 
     if (!full)
         return NULL;
-    node = node_co_open_filename_extra(parent->graph, full, format, parent->backing_extra, &defaults, error);
+    node = node_co_open_filename(parent->graph, full, format, parent->backing_extra, &defaults, error);
     if (!node) {
         /* Once, however deep in the chain it happened. */
         if (error && !g_str_has_prefix((*error)->message, BACKING_ERROR))

@@ -53,7 +53,7 @@ bool port_co_set_node(Port *port, Node *node, GError **error);
 /* Bytes; the node's present size, 0 for an empty port. */
 uint64_t port_size(const Port *port);
 
-/* Requests: 0 or -errno. -ENOMEDIUM without a node, -EIO out of range, -EPERM or -EACCES when not writable. */
+/* Requests: 0 or -errno. -ENOMEDIUM without a node, -EIO out of range, -EPERM when not writable. */
 int port_co_preadv(Port *port, uint64_t offset, uint64_t bytes, const IoVec *vec, ReqFlags flags);
 int port_co_pwritev(Port *port, uint64_t offset, uint64_t bytes, const IoVec *vec, ReqFlags flags);
 int port_co_pread(Port *port, uint64_t offset, uint64_t bytes, void *buf, ReqFlags flags);

@@ -10,8 +10,7 @@ enum {
     STATUS_OFFSET_VALID = 1 << 2, /* BlockStatus.map and .file are set: raw bytes stand there */
     STATUS_ALLOCATED = 1 << 3,    /* decided by this layer, not by its backing */
     STATUS_EOF = 1 << 4,          /* the range ends at the end of the node */
-    STATUS_COMPRESSED = 1 << 5,
-    STATUS_RECURSE = 1 << 6, /* driver to graph: ask .file at .map about zeroes as well */
+    STATUS_RECURSE = 1 << 5,      /* driver to graph: ask .file at .map about zeroes as well */
 };
 
 typedef struct BlockStatus {

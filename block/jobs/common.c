@@ -113,10 +113,11 @@ Node *job_co_open_target(Node *source, TargetOptions *t, GError **error)
     if (t->create && !job_co_create_target(source, t, format, error))
         return NULL;
     /* As the source is open, but writable and without what is between the source and its users. */
+    flags.level = 0;
     flags.read_only = flags.auto_read_only = flags.force_share = false;
     flags.detect_zeroes = BLOCKDEV_DETECT_ZEROES_OPTIONS_OFF;
     extra = target_extra(t, format);
-    target = node_co_open_filename_extra(source->graph, t->filename, format, extra, &flags, error);
+    target = node_co_open_filename(source->graph, t->filename, format, extra, &flags, error);
     t->made_new = is_new && target;
     if (is_new && !target)
         g_unlink(t->filename);

@@ -15,8 +15,6 @@ struct CopyOp {
 
 /* What [@offset, @offset + @bytes) counts in the job's progress. */
 uint64_t copy_counted(const Copy *copy, uint64_t offset, uint64_t bytes);
-/* Clusters of the target in this range hold all their data from now on. */
-void copy_mark_clusters(Copy *copy, uint64_t offset, uint64_t bytes);
 /* Bytes of the buffer of one request. */
 uint64_t copy_buffer_size(const CopyOptions *options);
 

@@ -42,7 +42,8 @@ void copy_op_shorten(CopyOp *op, uint64_t bytes)
     rangelock_take(&c->lock, &op->hold, op->offset, op->offset + bytes);
 }
 
-void copy_mark_clusters(Copy *c, uint64_t offset, uint64_t bytes)
+/* Clusters of the target in this range hold all their data from now on. */
+static void mark_clusters(Copy *c, uint64_t offset, uint64_t bytes)
 {
     uint64_t first = align_up(offset, c->opt.cow_cluster), end = offset + bytes;
 
@@ -193,7 +194,7 @@ static void copy_op_co_entry(void *opaque)
     } else {
         job_progress_done(c->job, (int64_t)counted);
         if (c->cow_done && op->bytes)
-            copy_mark_clusters(c, op->offset, op->bytes);
+            mark_clusters(c, op->offset, op->bytes);
     }
     rangelock_release(&op->hold);
     op->next = c->free_ops;

@@ -69,16 +69,6 @@ static inline uint64_t u64_max(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
-static inline int64_t i64_min(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
-static inline int64_t i64_max(int64_t a, int64_t b)
-{
-    return a > b ? a : b;
-}
-
 /* The exponent of the largest power of two that is at most @n; @n > 0. */
 static inline unsigned ilog2(uint64_t n)
 {

@@ -192,29 +192,6 @@ static void test_drain(void **state)
     fake_run(quiet_co_entry);
 }
 
-static void drain_all_co_entry(void *opaque)
-{
-    Node *node = fake_node("n", SIZE), *late;
-    Port *port = port_co_new(fake_graph, node, PERM_CONSISTENT_READ, PERM_ALL, NULL, NULL, NULL), *late_port;
-
-    graph_co_drain_all_begin(fake_graph);
-    assert_int_equal(port->quiesced, 1);
-    late = fake_node("late", SIZE); /* nodes that appear meanwhile are quiet too */
-    late_port = port_co_new(fake_graph, late, PERM_CONSISTENT_READ, PERM_ALL, NULL, NULL, NULL);
-    assert_int_equal(late_port->quiesced, 1);
-    graph_drain_all_end(fake_graph);
-    assert_int_equal(port->quiesced + late_port->quiesced, 0);
-    port_co_free(late_port);
-    port_co_free(port);
-    node_co_unref(late);
-    node_co_unref(node);
-}
-
-static void test_drain_all(void **state)
-{
-    fake_run(drain_all_co_entry);
-}
-
 static void names_co_entry(void *opaque)
 {
     static const NodeFlags none;
@@ -243,8 +220,8 @@ static void test_names(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_conflict), cmocka_unit_test(test_refusal),   cmocka_unit_test(test_insert),
-        cmocka_unit_test(test_drain),    cmocka_unit_test(test_drain_all), cmocka_unit_test(test_names),
+        cmocka_unit_test(test_conflict), cmocka_unit_test(test_refusal), cmocka_unit_test(test_insert),
+        cmocka_unit_test(test_drain),    cmocka_unit_test(test_names),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

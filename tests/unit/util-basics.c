@@ -56,7 +56,7 @@ static void test_arithmetic(void **state)
     assert_true(is_aligned(1024, 512) && !is_aligned(1025, 512));
     assert_true(div_round_up(0, 7) == 0 && div_round_up(14, 7) == 2 && div_round_up(15, 7) == 3);
     assert_true(div_round_up(UINT64_MAX, 2) == UINT64_C(1) << 63);
-    assert_true(u64_min(1, UINT64_MAX) == 1 && i64_min(1, -1) == -1 && u64_max(1, 2) == 2 && i64_max(-1, -2) == -1);
+    assert_true(u64_min(1, UINT64_MAX) == 1 && u64_max(1, 2) == 2);
     assert_true(ilog2(1) == 0 && ilog2(3) == 1 && ilog2(4096) == 12 && ilog2(UINT64_MAX) == 63);
 }
 

@@ -146,7 +146,6 @@ static bool ask_facts(const NbdState *s, struct nbd_handle *h, NbdFacts *f, GErr
         .can_fast_zero = nbd_can_fast_zero(h) == 1,
         .has_context = nbd_can_meta_context(h, s->context) == 1,
         .min_block = block_size(h, LIBNBD_SIZE_MINIMUM),
-        .opt_block = block_size(h, LIBNBD_SIZE_PREFERRED),
         .max_block = block_size(h, LIBNBD_SIZE_MAXIMUM),
     };
     return true;

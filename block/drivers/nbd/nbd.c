@@ -105,7 +105,6 @@ static void nbd_refresh_limits(Node *node)
     node->limits.max_transfer = align_down(max, align);
     node->limits.max_write_zeroes = node->limits.max_discard =
         align_down(f->max_block ? f->max_block : NO_DATA_MAX, align);
-    node->limits.opt_transfer = f->opt_block;
 }
 
 static bool nbd_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode prealloc, ReqFlags flags,

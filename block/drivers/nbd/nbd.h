@@ -15,7 +15,7 @@
 typedef struct NbdFacts {
     uint64_t size; /* bytes */
     bool read_only, can_flush, can_fua, can_trim, can_zero, can_fast_zero, has_context;
-    uint32_t min_block, opt_block, max_block; /* bytes, 0: not said */
+    uint32_t min_block, max_block; /* bytes, 0: not said */
 } NbdFacts;
 
 /* All fields: the loop's thread. */

@@ -10,7 +10,7 @@
  */
 #include "block/drivers/qcow2/event.h"
 
-bool q2_l1_alloc(Qcow2 *q, GError **error)
+static bool l1_alloc(Qcow2 *q, GError **error)
 {
     q->l1 = g_try_new0(uint64_t, (size_t)q->l1_size + 1);
     q->l1_dirty = g_try_new0(uint64_t, q->l1_size / 4096 + 1);
@@ -28,7 +28,7 @@ bool q2_l1_co_load(Qcow2 *q, GError **error)
     q->l1_size = q->header.l1_size;
     if (!raw)
         return error_set(error, "Could not allocate memory for the L1 table");
-    if (!q2_l1_alloc(q, error))
+    if (!l1_alloc(q, error))
         return false;
     if (!bytes)
         return true;

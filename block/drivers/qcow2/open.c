@@ -203,7 +203,6 @@ static void q2_get_info(Node *node, NodeInfo *info)
 
     info->cluster_size = (uint32_t)q->cluster_size;
     info->is_dirty = q->header.incompat & Q2_INCOMPAT_DIRTY;
-    info->is_corrupt = q->header.incompat & Q2_INCOMPAT_CORRUPT;
     info->zero_init = !node->backing;
     info->backing_filename = q->header.backing_file;
     info->backing_format = q->header.backing_format;

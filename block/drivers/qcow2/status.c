@@ -9,7 +9,7 @@ unsigned q2_status(int kind)
     case Q2_NORMAL:
         return STATUS_DATA | STATUS_ALLOCATED | STATUS_OFFSET_VALID;
     case Q2_PACKED:
-        return STATUS_DATA | STATUS_ALLOCATED | STATUS_COMPRESSED;
+        return STATUS_DATA | STATUS_ALLOCATED;
     case Q2_ZERO_PLAIN:
     case Q2_ZERO_ALLOC:
         return STATUS_ZERO | STATUS_ALLOCATED;
