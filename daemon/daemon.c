@@ -4,6 +4,7 @@
 #include "daemon/daemon.h"
 #include "daemon/object.h"
 #include "daemon/chardev.h"
+#include "daemon/event-rate.h"
 #include "daemon/hmp.h"
 #include "daemon/process.h"
 #include "daemon/session.h"
@@ -27,7 +28,7 @@ Daemon *daemon_new(Loop *loop)
     d->jobs = job_list_new(loop, d->graph);
     d->exports = export_list_new(loop, d->graph);
     d->hmp_tags = g_ptr_array_new_with_free_func(g_free);
-    qapi_set_event_sink(session_event, d);
+    qapi_set_event_sink(event_rate_sink, d);
     return d;
 }
 
@@ -133,6 +134,7 @@ void daemon_end(Daemon *d, ShutdownCause cause)
     d->quitting = true;
     process_stopping();
     /* QEMU's own program has no such event in its storage daemon; who knows QEMU waits for it all the same. */
+    event_rate_flush(d);
     qapi_emit_shutdown(&(ShutdownEvent){.guest = false, .reason = cause});
     coroutine_start(d->loop, end_co_entry, d);
 }

@@ -32,6 +32,8 @@ typedef struct Daemon {
     CoQueue hmp_idle;      /* waits for their end */
     GPtrArray *hmp_tags;   /* of char *: the breakpoints that were ever set */
 
+    GHashTable *held_events; /* event-rate.c: those sent less than a second ago; NULL: none */
+
     /* the end: daemon.c */
     Coroutine *startup; /* runs until serving, then NULL */
     Coroutine *signals; /* waits for signals; NULL: not running */
