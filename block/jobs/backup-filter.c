@@ -11,7 +11,7 @@ static int filter_co_before_write(Node *node, uint64_t offset, uint64_t bytes)
     int ret;
 
     if (!b || b->stopped || !bytes || hbitmap_empty(b->todo))
-        if (!b || b->stopped || !b->copy->in_flight)
+        if (!b || b->stopped || !b->copy->lock.holds)
             return 0;
     copy_align(b->copy, &offset, &bytes);
     rangelock_co_wait(&b->copy->lock, offset, offset + bytes);

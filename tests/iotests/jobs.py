@@ -124,15 +124,14 @@ def wait_listening(process, path):
         time.sleep(0.01)
 
 
-class FaultyPeer:
-    """nbdkit with memory behind its error filter: requests of one kind fail while a trigger file exists."""
+class Peer:
+    """nbdkit with memory behind one of its filters."""
 
-    def __init__(self, case, name, size, kind, errno):
-        self.socket, self.trigger = case.path(name + '.sock'), case.path(name + '.fail')
+    def __init__(self, case, name, size, filter_name, *words):
+        self.socket = case.path(name + '.sock')
         self.process = subprocess.Popen(
-            ['nbdkit', '-f', '--exit-with-parent', '-U', self.socket, '--filter=error', 'memory', str(size),
-             f'error-{kind}={errno}', f'error-{kind}-rate=100%', f'error-{kind}-file={self.trigger}'],
-            stdin=subprocess.DEVNULL)
+            ['nbdkit', '-f', '--exit-with-parent', '-U', self.socket, f'--filter={filter_name}', 'memory', str(size),
+             *words], stdin=subprocess.DEVNULL)
         case.addCleanup(self._end)
         wait_listening(self.process, self.socket)
 
@@ -140,14 +139,23 @@ class FaultyPeer:
         self.process.kill()
         self.process.wait()
 
-    def fail(self, on=True):
-        if on:
-            open(self.trigger, 'w', encoding='ascii').close()
-        else:
-            os.unlink(self.trigger)
-
     def add(self, d, node):
         d.cmd('blockdev-add', driver='nbd', node_name=node, server={'type': 'unix', 'path': self.socket})
 
     def uri(self):
         return f'nbd+unix:///?socket={self.socket}'
+
+
+class FaultyPeer(Peer):
+    """Behind the error filter: requests of one kind fail while a trigger file exists."""
+
+    def __init__(self, case, name, size, kind, errno):
+        self.trigger = case.path(name + '.fail')
+        super().__init__(case, name, size, 'error', f'error-{kind}={errno}', f'error-{kind}-rate=100%',
+                         f'error-{kind}-file={self.trigger}')
+
+    def fail(self, on=True):
+        if on:
+            open(self.trigger, 'w', encoding='ascii').close()
+        else:
+            os.unlink(self.trigger)

@@ -4,7 +4,7 @@ import os
 import time
 
 import sd
-from jobs import FaultyPeer, JobCase, Writer
+from jobs import FaultyPeer, JobCase, Peer, Writer
 
 SOME = ((0, 65536, 0x11), (sd.MIB, 100 * 1024, 0x22), (3 * sd.MIB + 512, 512, 0x33))
 
@@ -394,6 +394,30 @@ class Refused(JobCase):
         self.node(d, 'third', third)
         self.assertIn('error', d.qmp('blockdev-backup', job_id='c', device='src', target='third', sync='incremental',
                                      bitmap='bm'))
+
+
+class Together(JobCase):
+    def test_writes_to_the_last_cluster(self):
+        """While the old data of the last cluster that is to be copied is read, nobody may overwrite it."""
+        import nbd
+        d = self.daemon()
+        peer = Peer(self, 'slow', 65536, 'delay', 'delay-read=300ms')
+        sd.qemu_io(peer.uri(), 'write -P 0x11 0 64k', fmt='raw')
+        peer.add(d, 'src')
+        copy = sd.create_image(self.path('copy.img'), 'raw', 65536, data=[(0, 65536, 0x99)])
+        self.node(d, 'dst', copy)
+        uri = d.export('src', writable=True)
+        d.cmd('blockdev-backup', job_id='b', device='src', target='dst', sync='none')
+        with sd.nbd_connect(uri) as h:
+            data = [nbd.Buffer.from_bytearray(bytearray(b'\x44' * 4096)) for _ in range(2)]
+            pending = [h.aio_pwrite(data[0], 0), h.aio_pwrite(data[1], 8192)]
+            for cookie in pending:
+                while not h.aio_command_completed(cookie):
+                    h.poll(100)
+        d.cancel('b')
+        d.shutdown()
+        with open(copy, 'rb') as f:
+            self.assertEqual(b'\x11' * 65536, f.read())
 
 
 class DeviceErrors(JobCase):
