@@ -8,7 +8,6 @@
 #include "block/graph/filename.h"
 #include "block/util/error.h"
 #include "qapi/rt/json.h"
-#include <json-glib/json-glib.h>
 #include <string.h>
 
 typedef struct Drive {
@@ -25,70 +24,46 @@ void drive_free(void *opaque)
         qapi_free_DriveOptions(d->options);
         g_free(d->filename);
         g_free(d->format);
-        g_clear_pointer(&d->extra, json_node_unref);
+        tree_unref(d->extra);
         g_free(d);
     }
 }
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Drive, drive_free)
 
-static JsonNode *new_object(void)
+static void set_default(JsonNode *object, const char *name, const char *value)
 {
-    JsonNode *node = json_node_new(JSON_NODE_OBJECT);
-    json_node_take_object(node, json_object_new());
-    return node;
-}
-
-/* The object that is member @name of @object, made when it is not there; NULL when something else is there. */
-static JsonObject *sub_object(JsonObject *object, const char *name)
-{
-    if (!json_object_has_member(object, name)) {
-        json_object_set_member(object, name, new_object());
-    }
-    JsonNode *node = json_object_get_member(object, name);
-    return JSON_NODE_HOLDS_OBJECT(node) ? json_node_get_object(node) : NULL;
-}
-
-static const char *string_member(JsonObject *object, const char *name)
-{
-    JsonNode *node = json_object_get_member(object, name);
-    return node && json_node_get_value_type(node) == G_TYPE_STRING ? json_node_get_string(node) : NULL;
-}
-
-static void set_default(JsonObject *object, const char *name, const char *value)
-{
-    if (!json_object_has_member(object, name)) {
-        json_object_set_string_member(object, name, value);
+    if (!tree_get(object, name)) {
+        tree_set_string(object, name, value);
     }
 }
 
 /* Members that DriveOptions has go to the result, the others stay in @node. 'driver' is another word for 'format'. */
-static JsonNode *split_device_options(JsonObject *node, GError **error)
+static JsonNode *split_device_options(JsonNode *node, GError **error)
 {
-    g_autoptr(JsonNode) device = new_object();
-    JsonObject *object = json_node_get_object(device);
-    if (json_object_has_member(node, "driver")) {
-        if (json_object_has_member(node, "format")) {
+    g_autoptr(Tree) device = tree_object();
+    if (tree_get(node, "driver")) {
+        if (tree_get(node, "format")) {
             error_set(error, "Cannot specify both 'driver' and 'format'");
             return NULL;
         }
-        json_object_set_member(node, "format", json_node_copy(json_object_get_member(node, "driver")));
-        json_object_remove_member(node, "driver");
+        tree_set(node, "format", tree_copy(tree_get(node, "driver")));
+        tree_remove(node, "driver");
     }
     for (uint32_t i = 0; i < qapi_type_DriveOptions.n_members; i++) {
         const char *name = qapi_type_DriveOptions.members[i].name;
-        JsonNode *value = json_object_get_member(node, name);
+        JsonNode *value = tree_get(node, name);
         if (value) {
-            json_object_set_member(object, name, json_node_copy(value));
-            json_object_remove_member(node, name);
+            tree_set(device, name, tree_copy(value));
+            tree_remove(node, name);
         }
     }
     return g_steal_pointer(&device);
 }
 
 /* cache=WORD becomes cache.direct and cache.no-flush. */
-static bool spell_cache(JsonObject *node, GError **error)
+static bool spell_cache(JsonNode *node, GError **error)
 {
-    const char *word = string_member(node, "cache");
+    const char *word = tree_get_string(node, "cache");
     if (!word) {
         return true;
     }
@@ -100,63 +75,64 @@ static bool spell_cache(JsonObject *node, GError **error)
         return error_set(error, "cache=%s is not supported: clients flush when they need to (use %s)", word,
                          cache == DRIVE_CACHE_DIRECTSYNC ? "none" : "writeback");
     }
-    JsonNode *options = new_object();
-    json_object_set_string_member(json_node_get_object(options), "direct", cache == DRIVE_CACHE_NONE ? "on" : "off");
-    json_object_set_string_member(json_node_get_object(options), "no-flush",
-                                  cache == DRIVE_CACHE_UNSAFE ? "on" : "off");
-    json_object_set_member(node, "cache", options);
+    JsonNode *options = tree_object();
+    tree_set_string(options, "direct", cache == DRIVE_CACHE_NONE ? "on" : "off");
+    tree_set_string(options, "no-flush", cache == DRIVE_CACHE_UNSAFE ? "on" : "off");
+    tree_set(node, "cache", options);
     return true;
 }
 
 /* file=PATH, or any other name. */
-static void image_by_name(Drive *d, JsonObject *node, const char *filename)
+static void image_by_name(Drive *d, JsonNode *node, const char *filename)
 {
     d->filename = g_strdup(filename);
     d->format = g_strdup(d->options->format);
-    json_object_remove_member(node, "file");
+    tree_remove(node, "file");
     if (d->options->has_aio) {
-        json_object_set_string_member(sub_object(node, "file"), "aio", qapi_BlockdevAioOptions_str(d->options->aio));
+        tree_set(node, "file", tree_object());
+        tree_set_string(tree_get(node, "file"), "aio", qapi_BlockdevAioOptions_str(d->options->aio));
     }
 }
 
 /* Everything is said by options: a name is made of them. */
-static void image_by_options(Drive *d, JsonObject *node)
+static void image_by_options(Drive *d, JsonNode *node)
 {
-    json_object_set_string_member(node, "driver", d->options->format);
-    g_autofree char *text = json_to_str(d->extra, false);
+    tree_set_string(node, "driver", d->options->format);
+    g_autofree char *text = json_to_str(node, false);
     d->filename = g_strconcat("json:", text, NULL);
-    g_clear_pointer(&d->extra, json_node_unref);
+    g_clear_pointer(&d->extra, tree_unref);
 }
 
 /* file.KEY=… without a format: a plain file, which is then named by its path and probed. */
-static bool image_to_probe(Drive *d, JsonObject *file, GError **error)
+static bool image_to_probe(Drive *d, JsonNode *file, GError **error)
 {
-    if (g_strcmp0(string_member(file, "driver"), "file") != 0 || !string_member(file, "filename")) {
+    if (g_strcmp0(tree_get_string(file, "driver"), "file") != 0 || !tree_get_string(file, "filename")) {
         return error_set(error, "Parameter 'format' is missing (only plain files are probed)");
     }
-    d->filename = g_strdup(string_member(file, "filename"));
-    json_object_remove_member(file, "filename");
-    json_object_remove_member(file, "driver");
+    d->filename = g_strdup(tree_get_string(file, "filename"));
+    tree_remove(file, "filename");
+    tree_remove(file, "driver");
     return true;
 }
 
 /* Finds out what names the image: sets .filename and .format, and takes what they say out of .extra, which @node is. */
-static bool find_image(Drive *d, JsonObject *node, GError **error)
+static bool find_image(Drive *d, JsonNode *node, GError **error)
 {
-    const char *filename = string_member(node, "file");
+    const char *filename = tree_get_string(node, "file");
     if (filename) {
         image_by_name(d, node, filename);
         return true;
     }
-    JsonObject *file = json_object_has_member(node, "file") ? sub_object(node, "file") : NULL;
-    if (file && json_object_has_member(file, "filename")) {
+    JsonNode *file = tree_get(node, "file");
+    file = tree_is_object(file) ? file : NULL;
+    if (file && tree_get(file, "filename")) {
         set_default(file, "driver", "file");
     }
     if (d->options->has_aio) {
         if (!file) {
             return error_set(error, "Parameter 'aio' works with a file only");
         }
-        json_object_set_string_member(file, "aio", qapi_BlockdevAioOptions_str(d->options->aio));
+        tree_set_string(file, "aio", qapi_BlockdevAioOptions_str(d->options->aio));
     }
     if (d->options->format) {
         image_by_options(d, node);
@@ -166,7 +142,7 @@ static bool find_image(Drive *d, JsonObject *node, GError **error)
         return image_to_probe(d, file, error);
     }
     /* No medium. */
-    return json_object_get_size(node) ? error_set(error, "Parameter 'file' is missing") : true;
+    return tree_is_empty(node) ? true : error_set(error, "Parameter 'file' is missing");
 }
 
 /* What can be known to be wrong before anything is opened. */
@@ -175,7 +151,7 @@ static bool check_options(const Drive *d, GError **error)
     if (!d->filename) {
         return true;
     }
-    g_autoptr(JsonNode) backing_extra = NULL;
+    g_autoptr(Tree) backing_extra = NULL;
     g_autoptr(BlockdevOptions) options =
         !d->format && !filename_names_format(d->filename, d->extra)
             ? filename_protocol_options(d->filename, d->extra, error)
@@ -185,22 +161,21 @@ static bool check_options(const Drive *d, GError **error)
 
 void *drive_decode(JsonNode *tree, QapiSource source, GError **error)
 {
-    if (!JSON_NODE_HOLDS_OBJECT(tree)) {
+    if (!tree_is_object(tree)) {
         error_set(error, "Invalid parameter type, expected: object");
         return NULL;
     }
     g_autoptr(Drive) d = g_new0(Drive, 1);
-    d->extra = json_node_ref(tree);
-    JsonObject *node = json_node_get_object(tree);
-    g_autoptr(JsonNode) device = split_device_options(node, error);
+    d->extra = tree_ref(tree);
+    g_autoptr(Tree) device = split_device_options(tree, error);
     d->options = device ? qapi_decode(&qapi_type_DriveOptions, source, device, error) : NULL;
-    if (!d->options || !spell_cache(node, error)) {
+    if (!d->options || !spell_cache(tree, error)) {
         return NULL;
     }
-    if (d->options->media == DRIVE_MEDIA_CDROM && json_object_get_size(node)) {
-        set_default(node, "read-only", "on");
+    if (d->options->media == DRIVE_MEDIA_CDROM && !tree_is_empty(tree)) {
+        set_default(tree, "read-only", "on");
     }
-    if (!find_image(d, node, error) || !check_options(d, error)) {
+    if (!find_image(d, tree, error) || !check_options(d, error)) {
         return NULL;
     }
     return g_steal_pointer(&d);

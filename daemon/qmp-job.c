@@ -144,26 +144,9 @@ bool qmp_co_drive_mirror(QmpContext *ctx, const DriveMirror *arg, GError **error
     return job != NULL;
 }
 
-bool qmp_co_blockdev_mirror(QmpContext *ctx, const BlockdevMirrorArgs *arg, GError **error)
+bool qmp_co_blockdev_mirror(QmpContext *ctx, const BlockdevMirror *arg, GError **error)
 {
-    MirrorArgs args = {
-        .job_id = arg->job_id,
-        .device = arg->device,
-        .target = arg->target,
-        .replaces = arg->replaces,
-        .filter_node_name = arg->filter_node_name,
-        .sync = arg->sync,
-        .speed = arg->speed,
-        .has_granularity = arg->has_granularity,
-        .granularity = arg->granularity,
-        .buf_size = arg->has_buf_size ? arg->buf_size : 0,
-        .on_source_error = arg->on_source_error,
-        .on_target_error = arg->on_target_error,
-        .copy_mode = arg->copy_mode,
-        .auto_finalize = arg->auto_finalize,
-        .auto_dismiss = arg->auto_dismiss,
-    };
-    Job *job = mirror_co_new_blockdev(jobs_of(ctx), &args, error);
+    Job *job = mirror_co_new_blockdev(jobs_of(ctx), arg, error);
 
     if (job)
         job_start(job);

@@ -72,9 +72,7 @@ static bool blkdebug_co_open(Node *node, const BlockdevOptions *options, GError 
     image = node->file->node;
     if (!take_limits(&s->limits, o, image->limits.request_alignment, error))
         goto fail;
-    node->supported_write_flags = REQ_WRITE_UNCHANGED | (image->supported_write_flags & REQ_FUA);
-    node->supported_zero_flags =
-        REQ_WRITE_UNCHANGED | REQ_MAY_UNMAP | REQ_NO_FALLBACK | (image->supported_zero_flags & REQ_FUA);
+    node_pass_flags(node);
     if (!node_writable(image) && node->flags.auto_read_only)
         node->flags.read_only = true;
     blkdebug_co_event(node, BLKDEBUG_EVENT_NONE);

@@ -33,14 +33,10 @@ static bool cor_find_bottom(Node *node, const char *name, GError **error)
 static bool cor_co_open(Node *node, const BlockdevOptions *options, GError **error)
 {
     const BlockdevOptionsCor *o = &options->u.copy_on_read;
-    Node *file;
 
     if (!node_co_open_child(node, "file", o->file, ROLE_FILTER, error))
         return false;
-    file = node->file->node;
-    node->supported_write_flags = REQ_WRITE_UNCHANGED | (file->supported_write_flags & REQ_FUA);
-    node->supported_zero_flags =
-        REQ_WRITE_UNCHANGED | REQ_MAY_UNMAP | REQ_NO_FALLBACK | (file->supported_zero_flags & REQ_FUA);
+    node_pass_flags(node);
     return !o->bottom || cor_find_bottom(node, o->bottom, error);
 }
 

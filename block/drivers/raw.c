@@ -61,9 +61,7 @@ static bool raw_co_open(Node *node, const BlockdevOptions *options, GError **err
         return false;
     if (!node_writable(node->file->node) && node->flags.auto_read_only)
         node->flags.read_only = true;
-    /* Whatever the child cannot do itself is emulated on the way to it. */
-    node->supported_write_flags = REQ_FUA | REQ_WRITE_UNCHANGED;
-    node->supported_zero_flags = REQ_FUA | REQ_MAY_UNMAP | REQ_NO_FALLBACK | REQ_WRITE_UNCHANGED;
+    node_pass_flags(node);
     return true;
 }
 

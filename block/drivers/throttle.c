@@ -14,17 +14,13 @@ static bool throttle_co_open(Node *node, const BlockdevOptions *options, GError 
 {
     const BlockdevOptionsThrottle *o = &options->u.throttle;
     ThrottleGroup *group;
-    Node *file;
 
     if (!node_co_open_child(node, "file", o->file, ROLE_FILTER, error))
         return false;
     group = throttle_group_find(node->graph, o->throttle_group);
     if (!group)
         return error_set(error, "Throttle group '%s' does not exist", o->throttle_group);
-    file = node->file->node;
-    node->supported_write_flags = REQ_WRITE_UNCHANGED | (file->supported_write_flags & REQ_FUA);
-    node->supported_zero_flags =
-        REQ_WRITE_UNCHANGED | REQ_MAY_UNMAP | REQ_NO_FALLBACK | (file->supported_zero_flags & REQ_FUA);
+    node_pass_flags(node);
     throttle_join(&((ThrottleState *)node->state)->member, group);
     return true;
 }

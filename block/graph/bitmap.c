@@ -252,8 +252,7 @@ static DirtyBitmapStatus bitmap_status(const Bitmap *bitmap)
 
 BlockDirtyInfoList *bitmap_query(Node *node)
 {
-    g_autoptr(GPtrArray) items = g_ptr_array_new();
-    BlockDirtyInfoList *list;
+    BlockDirtyInfoList *list = NULL;
 
     for (GList *l = node->bitmaps.head; l; l = l->next) {
         const Bitmap *bitmap = l->data;
@@ -270,12 +269,9 @@ BlockDirtyInfoList *bitmap_query(Node *node)
         info->status = bitmap_status(bitmap);
         info->persistent = bitmap->persistent;
         info->has_inconsistent = info->inconsistent = bitmap->inconsistent;
-        g_ptr_array_add(items, info);
+        if (!list)
+            list = g_new0(BlockDirtyInfoList, 1);
+        QAPI_LIST_ADD(list, info);
     }
-    if (!items->len)
-        return NULL;
-    list = g_new0(BlockDirtyInfoList, 1);
-    list->len = items->len;
-    list->items = (BlockDirtyInfo **)g_ptr_array_free(g_steal_pointer(&items), FALSE);
     return list;
 }

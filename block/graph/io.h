@@ -37,6 +37,14 @@ static inline void iovec_one(IoVec *vec, struct iovec *iov, void *buf, size_t si
     *vec = (IoVec){.iov = iov, .n = 1, .size = size};
 }
 
+/* For co_open of a filter that sends requests on with their flags: what the child cannot do is emulated on the way to
+ * it. */
+static inline void node_pass_flags(Node *node)
+{
+    node->supported_write_flags = REQ_FUA | REQ_WRITE_UNCHANGED;
+    node->supported_zero_flags = REQ_FUA | REQ_MAY_UNMAP | REQ_NO_FALLBACK | REQ_WRITE_UNCHANGED;
+}
+
 int node_co_flush(Node *node);
 /* Re-reads the size from the driver and tells parents and bitmaps when it changed. */
 int node_co_refresh_size(Node *node);

@@ -5,13 +5,6 @@
 #include "block/graph/filename.h"
 #include "block/graph/graph-int.h"
 
-/* Lists grow one by one; they are short. */
-#define LIST_ADD(list, item)                                                                                           \
-    do {                                                                                                               \
-        (list)->items = g_realloc_n((list)->items, (list)->len + 1, sizeof(*(list)->items));                           \
-        (list)->items[(list)->len++] = (item);                                                                         \
-    } while (0)
-
 static NodeInfo node_info(Node *node)
 {
     NodeInfo info = {.allocated_size = UINT64_MAX};
@@ -118,7 +111,7 @@ BlockDeviceInfoList *graph_co_query_named_nodes(Graph *graph, bool flat, GError 
 
     /* The newest first, as QEMU has it. */
     for (GList *l = graph->nodes.tail; l; l = l->prev)
-        LIST_ADD(list, device_info(l->data, flat));
+        QAPI_LIST_ADD(list, device_info(l->data, flat));
     return list;
 }
 
@@ -140,7 +133,7 @@ BlockInfoList *graph_co_query_block(Graph *graph, GError **error)
         info->inserted = node ? device_info(node, false) : NULL;
         if (info->inserted)
             show_limits(&device->throttle, info->inserted);
-        LIST_ADD(list, info);
+        QAPI_LIST_ADD(list, info);
     }
     return list;
 }
@@ -201,7 +194,7 @@ BlockStatsList *graph_query_blockstats(Graph *graph, bool query_nodes)
     BlockStatsList *list = g_new0(BlockStatsList, 1);
 
     for (GList *l = query_nodes ? graph->nodes.tail : NULL; l; l = l->prev)
-        LIST_ADD(list, node_stats(l->data, false));
+        QAPI_LIST_ADD(list, node_stats(l->data, false));
     for (GList *l = query_nodes ? NULL : graph->devices.head; l; l = l->next) {
         Device *device = l->data;
         Node *node = port_node(device->port);
@@ -210,7 +203,7 @@ BlockStatsList *graph_query_blockstats(Graph *graph, bool query_nodes)
             s->stats = io_stats(&(Node){.loop = graph->loop});
         s->device = g_strdup(device->id);
         s->qdev = g_strdup(device->qdev);
-        LIST_ADD(list, s);
+        QAPI_LIST_ADD(list, s);
     }
     return list;
 }
@@ -225,7 +218,7 @@ static BlockPermissionList *perm_list(unsigned perm)
 
     for (unsigned i = 0; i < G_N_ELEMENTS(kinds); i++)
         if (perm & (1u << i))
-            LIST_ADD(list, kinds[i]);
+            QAPI_LIST_ADD(list, kinds[i]);
     return list;
 }
 
@@ -250,7 +243,7 @@ static void add_edge(XDbgBlockGraph *ret, uint64_t parent, uint64_t to, const Ch
     edge->name = g_strdup(child->name);
     edge->perm = perm_list(child->perm);
     edge->shared_perm = perm_list(child->shared);
-    LIST_ADD(ret->edges, edge);
+    QAPI_LIST_ADD(ret->edges, edge);
 }
 
 static void add_node(XDbgBlockGraph *ret, uint64_t id, XDbgBlockGraphNodeType type, char *name)
@@ -260,7 +253,7 @@ static void add_node(XDbgBlockGraph *ret, uint64_t id, XDbgBlockGraphNodeType ty
     node->id = id;
     node->type = type;
     node->name = name;
-    LIST_ADD(ret->nodes, node);
+    QAPI_LIST_ADD(ret->nodes, node);
 }
 
 /* The parents outside: devices, exports and jobs. One owner with several ports stands there once. */

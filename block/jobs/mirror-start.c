@@ -10,7 +10,7 @@
 
 /* What the two commands come down to. */
 typedef struct MirrorStart {
-    MirrorArgs arg; /* .device and .target are found already */
+    BlockdevMirror arg; /* strings borrowed; .device and .target are found already */
     Node *source, *target;
     bool unmap;
     bool backing_later;
@@ -42,11 +42,11 @@ static Node *find_to_replace(Node *source, const char *name, GError **error)
 
 static bool check_start(JobList *list, const MirrorStart *s, GError **error)
 {
-    const MirrorArgs *a = &s->arg;
+    const BlockdevMirror *a = &s->arg;
 
-    if (a->has_granularity && a->granularity && (a->granularity < GRANULARITY_MIN || a->granularity > GRANULARITY_MAX))
+    if (a->granularity && (a->granularity < GRANULARITY_MIN || a->granularity > GRANULARITY_MAX))
         return error_set(error, "Parameter 'granularity' expects a value in range [512B, 64MB]");
-    if (a->has_granularity && a->granularity && !is_pow2(a->granularity))
+    if (a->granularity && !is_pow2(a->granularity))
         return error_set(error, "Parameter 'granularity' expects a power of 2");
     if (!job_list_check_node(list, s->source, error) || !job_list_check_node(list, s->target, error))
         return false;
@@ -63,14 +63,14 @@ static bool check_start(JobList *list, const MirrorStart *s, GError **error)
 
 static void fill_in(MirrorJob *m, const MirrorStart *s)
 {
-    const MirrorArgs *a = &s->arg;
+    const BlockdevMirror *a = &s->arg;
 
     m->sync = a->sync;
     if (m->sync == MIRROR_SYNC_MODE_TOP && !node_backing(s->source))
         m->sync = MIRROR_SYNC_MODE_FULL;
     m->unmap = s->unmap;
     m->active = a->copy_mode == MIRROR_COPY_MODE_WRITE_BLOCKING;
-    m->granularity = a->has_granularity && a->granularity ? a->granularity : bitmap_default_granularity(s->target);
+    m->granularity = a->granularity ? a->granularity : bitmap_default_granularity(s->target);
     m->buf_size = (uint64_t)a->buf_size;
     m->on_source_error = a->on_source_error;
     m->on_target_error = a->on_target_error;
@@ -108,7 +108,7 @@ static bool mirror_co_attach(MirrorJob *m, int64_t speed, GError **error)
 
 static Job *mirror_co_new(JobList *list, const MirrorStart *s, GError **error)
 {
-    const MirrorArgs *a = &s->arg;
+    const BlockdevMirror *a = &s->arg;
     const char *id = a->job_id ? a->job_id : job_default_id(list->graph, s->source);
     bool active = a->copy_mode == MIRROR_COPY_MODE_WRITE_BLOCKING;
     MirrorJob *m;
@@ -135,7 +135,7 @@ static Job *mirror_co_new(JobList *list, const MirrorStart *s, GError **error)
     return NULL;
 }
 
-Job *mirror_co_new_blockdev(JobList *list, const MirrorArgs *arg, GError **error)
+Job *mirror_co_new_blockdev(JobList *list, const BlockdevMirror *arg, GError **error)
 {
     MirrorStart s = {.arg = *arg, .unmap = true};
 
@@ -151,17 +151,16 @@ Job *mirror_co_new_blockdev(JobList *list, const MirrorArgs *arg, GError **error
 /* ---- drive-mirror --------------------------------------------------------------------------------------------------
  */
 
-static MirrorArgs drive_args(const DriveMirror *d)
+static BlockdevMirror drive_args(const DriveMirror *d)
 {
-    return (MirrorArgs){
+    return (BlockdevMirror){
         .job_id = d->job_id,
         .device = d->device,
         .replaces = d->replaces,
         .sync = d->sync,
         .speed = d->speed,
-        .has_granularity = d->has_granularity,
         .granularity = d->granularity,
-        .buf_size = d->has_buf_size ? d->buf_size : 0,
+        .buf_size = d->buf_size,
         .on_source_error = d->on_source_error,
         .on_target_error = d->on_target_error,
         .copy_mode = d->copy_mode,

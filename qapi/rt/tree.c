@@ -30,6 +30,11 @@ bool tree_is_object(JsonNode *tree)
     return tree && JSON_NODE_HOLDS_OBJECT(tree);
 }
 
+bool tree_is_empty(JsonNode *object)
+{
+    return json_object_get_size(json_node_get_object(object)) == 0;
+}
+
 JsonNode *tree_get(JsonNode *object, const char *name)
 {
     return json_object_get_member(json_node_get_object(object), name);

@@ -17,6 +17,7 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Tree, tree_unref)
 JsonNode *tree_copy(JsonNode *tree);
 
 bool tree_is_object(JsonNode *tree); /* false for NULL */
+bool tree_is_empty(JsonNode *object);
 /* A member, borrowed; NULL: there is none. */
 JsonNode *tree_get(JsonNode *object, const char *name);
 /* A member that is a string, borrowed; NULL: there is none, or it is something else. */

@@ -63,6 +63,13 @@ typedef struct QapiList {
     void *items;
 } QapiList;
 
+/* Adds @item to a list of any type, which takes it over; for short lists. */
+#define QAPI_LIST_ADD(list, item)                                                                                      \
+    do {                                                                                                               \
+        (list)->items = g_realloc_n((list)->items, (list)->len + 1, sizeof(*(list)->items));                           \
+        (list)->items[(list)->len++] = (item);                                                                         \
+    } while (0)
+
 /* Are members and elements of this type pointers? */
 static inline bool qapi_is_pointer(const QapiType *type)
 {
