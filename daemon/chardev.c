@@ -34,8 +34,7 @@ typedef struct Chardev {
     struct termios *terminal; /* as it was before signal=off, NULL: unchanged */
 } Chardev;
 
-/* ---- options -------------------------------------------------------------------------------------------------------
- */
+/* ---- options ---------------------------------------------------------------------------------------------------- */
 
 static bool check_socket(const ChardevOptionsSocket *s, GError **error)
 {
@@ -101,8 +100,7 @@ static SocketAddr socket_addr(const ChardevOptionsSocket *s)
     return addr;
 }
 
-/* ---- connections become sessions -----------------------------------------------------------------------------------
- */
+/* ---- connections become sessions -------------------------------------------------------------------------------- */
 
 static void session_ended(void *opaque)
 {
@@ -140,8 +138,7 @@ static void connected(int fd, void *opaque)
     }
 }
 
-/* ---- kinds ---------------------------------------------------------------------------------------------------------
- */
+/* ---- kinds ------------------------------------------------------------------------------------------------------ */
 
 static bool listen_co_start(Chardev *c, const ChardevOptionsSocket *s, const SocketAddr *addr, GError **error)
 {
@@ -223,8 +220,7 @@ static bool stdio_start(Chardev *c, const ChardevOptionsStdio *stdio, GError **e
     return true;
 }
 
-/* ---- life ----------------------------------------------------------------------------------------------------------
- */
+/* ---- life ------------------------------------------------------------------------------------------------------- */
 
 static Chardev *chardev_find(Daemon *daemon, const char *id)
 {

@@ -26,8 +26,7 @@ JsonNode *ctl_call(Ctl *ctl, const char *command, JsonNode *arguments, GError **
  * *@ret NULL when none came. */
 bool ctl_event(Ctl *ctl, int timeout_ms, JsonNode **ret, GError **error);
 
-/* ---- commands: what main() returns; errors are printed as "storage-ctl: …" ------------------------------------------
- */
+/* ---- commands: what main() returns; errors are printed as "storage-ctl: …" -------------------------------------- */
 
 typedef int CtlCommandFn(Ctl *ctl, int argc, char **argv);
 CtlCommandFn ctl_status, ctl_jobs, ctl_watch, ctl_graph, ctl_qmp, ctl_events;

@@ -7,8 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* ---- the clock -----------------------------------------------------------------------------------------------------
- */
+/* ---- the clock -------------------------------------------------------------------------------------------------- */
 
 bool harness_co_manual_rate_clock(Daemon *daemon, void *value, GError **error)
 {
@@ -28,8 +27,7 @@ bool qmp_co_x_rate_clock_step(QmpContext *ctx, const XRateClockStepArgs *arg, in
     return true;
 }
 
-/* ---- guest devices
- * --------------------------------------------------------------------------------------------------- */
+/* ---- guest devices ---------------------------------------------------------------------------------------------- */
 
 bool harness_co_device(Daemon *daemon, void *value, GError **error)
 {
@@ -53,8 +51,7 @@ bool harness_co_device(Daemon *daemon, void *value, GError **error)
     return device != NULL;
 }
 
-/* ---- images
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- images ----------------------------------------------------------------------------------------------------- */
 
 static void print_created(const char *filename, const char *format, const CreateOptions *o, void *opaque)
 {

@@ -35,7 +35,7 @@ static const IoCommand io_commands[] = {
 
 static const PortOps io_port_ops = {.what = "qemu-io"};
 
-/* ---- output ------------------------------------------------------------------------------------------------------ */
+/* ---- output ----------------------------------------------------------------------------------------------------- */
 
 void io_co_print_string(const GString *text)
 {
@@ -62,8 +62,7 @@ void io_co_print(const char *format, ...)
     io_co_print_string(text);
 }
 
-/* ---- ports ---------------------------------------------------------------------------------------------------------
- */
+/* ---- ports ------------------------------------------------------------------------------------------------------ */
 
 static IoPort *io_port_co_new(Daemon *daemon, Node *node, unsigned perm, GError **error)
 {
@@ -170,8 +169,7 @@ static bool io_co_parse_words(HmpIo *io, char **words)
     return false;
 }
 
-/* ---- running it
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- running it ------------------------------------------------------------------------------------------------- */
 
 static void io_co_run(HmpIo *io, char **words)
 {

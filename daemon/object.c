@@ -6,8 +6,7 @@
 #include "block/util/error.h"
 #include <string.h>
 
-/* ---- throttle-group ------------------------------------------------------------------------------------------------
- */
+/* ---- throttle-group --------------------------------------------------------------------------------------------- */
 
 /* The limits under their x- names. */
 static bool set_legacy_limits(ThrottleGroup *group, const ObjectOptions *options, GError **error)
@@ -86,8 +85,7 @@ static bool group_set(void *thing, const char *property, JsonNode *value, GError
     return throttle_group_set(thing, limits, error);
 }
 
-/* ---- all kinds -----------------------------------------------------------------------------------------------------
- */
+/* ---- all kinds -------------------------------------------------------------------------------------------------- */
 
 static const ObjectKind kinds[] = {
     {

@@ -81,8 +81,7 @@ static void streams_to_null(void)
     }
 }
 
-/* ---- systemd: sd_notify(3) says what the datagrams are --------------------------------------------------------------
- */
+/* ---- systemd: sd_notify(3) says what the datagrams are ---------------------------------------------------------- */
 
 static void notify(const char *state)
 {
@@ -127,8 +126,7 @@ void process_stopping(void)
     notify("STOPPING=1\n");
 }
 
-/* ---- the pid file ---------------------------------------------------------------------------------------------------
- */
+/* ---- the pid file ----------------------------------------------------------------------------------------------- */
 
 static struct flock whole_file(void)
 {

@@ -19,8 +19,7 @@ static bool job_co_reacts(bool ok)
     return ok;
 }
 
-/* ---- job-* --------------------------------------------------------------------------------------------------------
- */
+/* ---- job-* ------------------------------------------------------------------------------------------------------ */
 
 bool qmp_co_job_pause(QmpContext *ctx, const JobPauseArgs *arg, GError **error)
 {
@@ -70,8 +69,7 @@ bool qmp_co_query_jobs(QmpContext *ctx, JobInfoList **ret, GError **error)
     return true;
 }
 
-/* ---- block-job-* --------------------------------------------------------------------------------------------------
- */
+/* ---- block-job-* ------------------------------------------------------------------------------------------------ */
 
 bool qmp_co_query_block_jobs(QmpContext *ctx, BlockJobInfoList **ret, GError **error)
 {
@@ -132,8 +130,7 @@ bool qmp_co_block_job_finalize(QmpContext *ctx, const BlockJobFinalizeArgs *arg,
     return job && job_co_finalize(job, error);
 }
 
-/* ---- starting -----------------------------------------------------------------------------------------------------
- */
+/* ---- starting --------------------------------------------------------------------------------------------------- */
 
 bool qmp_co_drive_mirror(QmpContext *ctx, const DriveMirror *arg, GError **error)
 {

@@ -14,8 +14,7 @@ typedef struct Startup {
     bool *failed;
 } Startup;
 
-/* ---- words ---------------------------------------------------------------------------------------------------------
- */
+/* ---- words ------------------------------------------------------------------------------------------------------ */
 
 bool startup_co_blockdev(Daemon *daemon, void *value, GError **error)
 {
@@ -63,8 +62,7 @@ bool startup_co_qmp(Daemon *daemon, void *value, GError **error)
     return chardev_co_new(daemon, &chardev, error) && monitor_new(daemon, &monitor, error);
 }
 
-/* ---- all of it -----------------------------------------------------------------------------------------------------
- */
+/* ---- all of it -------------------------------------------------------------------------------------------------- */
 
 static bool apply_co_all(Startup *s, GError **error)
 {

@@ -55,8 +55,7 @@ static void backup_co_clean(Action *action)
     node_co_unref(a->source);
 }
 
-/* ---- blockdev-backup ----------------------------------------------------------------------------------------------
- */
+/* ---- blockdev-backup -------------------------------------------------------------------------------------------- */
 
 static bool blockdev_co_open(Action *action, GError **error)
 {
@@ -90,8 +89,7 @@ const ActionKind action_blockdev_backup = {
     .co_clean = backup_co_clean,
 };
 
-/* ---- drive-backup -------------------------------------------------------------------------------------------------
- */
+/* ---- drive-backup ----------------------------------------------------------------------------------------------- */
 
 static bool drive_co_open(Action *action, GError **error)
 {

@@ -32,8 +32,7 @@ static bool existing_co_open(Action *action, GError **error)
     return bitmap_expect(action, arg->node, arg->name, error);
 }
 
-/* ---- add ----------------------------------------------------------------------------------------------------------
- */
+/* ---- add -------------------------------------------------------------------------------------------------------- */
 
 static bool add_co_open(Action *action, GError **error)
 {
@@ -75,8 +74,7 @@ const ActionKind action_bitmap_add = {
     .co_abort = add_co_abort,
 };
 
-/* ---- remove: out of sight first, freed at commit ------------------------------------------------------------------
- */
+/* ---- remove: out of sight first, freed at commit ---------------------------------------------------------------- */
 
 /* The bitmap that the action is about, in none of the states @refuse. */
 static bool find_bitmap(BitmapAction *a, unsigned refuse, GError **error)
@@ -121,8 +119,7 @@ const ActionKind action_bitmap_remove = {
     .co_abort = remove_co_abort,
 };
 
-/* ---- clear and merge: other bits, the old ones kept until commit --------------------------------------------------
- */
+/* ---- clear and merge: other bits, the old ones kept until commit ------------------------------------------------ */
 
 /* Takes @bits. */
 static void exchange_bits(BitmapAction *a, HBitmap *bits)
@@ -219,8 +216,7 @@ const ActionKind action_bitmap_merge = {
     .co_abort = bits_co_abort,
 };
 
-/* ---- enable and disable -------------------------------------------------------------------------------------------
- */
+/* ---- enable and disable ----------------------------------------------------------------------------------------- */
 
 static bool set_enabled(BitmapAction *a, bool enabled, GError **error)
 {

@@ -28,8 +28,7 @@ static SnapshotAction *snapshot_of(Action *action)
     return (SnapshotAction *)action;
 }
 
-/* ---- checks: when the action opens, and again when everything is at rest ------------------------------------------
- */
+/* ---- checks: when the action opens, and again when everything is at rest ---------------------------------------- */
 
 static bool check_node(const SnapshotAction *a, Node *node, GError **error)
 {
@@ -93,8 +92,7 @@ static bool snapshot_take_overlay(SnapshotAction *a, GError **error)
     return true;
 }
 
-/* ---- prepare, abort, commit, clean --------------------------------------------------------------------------------
- */
+/* ---- prepare, abort, commit, clean ------------------------------------------------------------------------------ */
 
 static bool snapshot_co_change(SnapshotAction *a, GError **error)
 {
@@ -170,8 +168,7 @@ static void snapshot_co_clean(Action *action)
         g_ptr_array_unref(a->moved);
 }
 
-/* ---- blockdev-snapshot --------------------------------------------------------------------------------------------
- */
+/* ---- blockdev-snapshot ------------------------------------------------------------------------------------------ */
 
 static bool existing_co_open(Action *action, GError **error)
 {
@@ -204,8 +201,7 @@ const ActionKind action_snapshot = {
     .co_clean = snapshot_co_clean,
 };
 
-/* ---- blockdev-snapshot-sync ---------------------------------------------------------------------------------------
- */
+/* ---- blockdev-snapshot-sync ------------------------------------------------------------------------------------- */
 
 /* What the overlay @file calls @node: a relative name means another file in another folder. */
 static char *backing_name(Node *node, const char *file)

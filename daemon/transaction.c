@@ -68,8 +68,7 @@ static void transaction_add(Transaction *t, TransactionActionKind type, const vo
     g_ptr_array_add(t->actions, action);
 }
 
-/* ---- for the actions ----------------------------------------------------------------------------------------------
- */
+/* ---- for the actions -------------------------------------------------------------------------------------------- */
 
 Node *transaction_find(Transaction *t, const char *device, const char *node_name, GError **error)
 {
@@ -107,8 +106,7 @@ bool transaction_adds_bitmap(const Action *action, const char *name)
     return false;
 }
 
-/* ---- the course ---------------------------------------------------------------------------------------------------
- */
+/* ---- the course ------------------------------------------------------------------------------------------------- */
 
 /* The first *@n actions have begun to open when it returns. */
 static bool transaction_co_open(Transaction *t, guint *n, GError **error)

@@ -62,7 +62,7 @@ void socket_listener_co_close(SocketListener *listener);
 /* The TCP port listened on (for port "0"), 0 for other sockets. */
 unsigned socket_listener_port(const SocketListener *listener);
 
-/* ---- between socket.c, socket-unix.c and listener.c ------------------------------------------------------------ */
+/* ---- between socket.c, socket-unix.c and listener.c ------------------------------------------------------------- */
 
 struct addrinfo;
 struct sockaddr_un;

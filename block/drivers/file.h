@@ -31,8 +31,7 @@ typedef struct FileState {
     uint64_t data_start, data_end; /* empty: start == end */
 } FileState;
 
-/* ---- file-lock.c --------------------------------------------------------------------------------------------------
- */
+/* ---- file-lock.c ------------------------------------------------------------------------------------------------ */
 
 /* Does the kernel know open-file-description locks? */
 bool file_lock_supported(void);
@@ -44,34 +43,29 @@ void file_lock_abort(FileState *s);
 /* Takes on @fd, another description of the same file, the locks for @perm and @shared, without looking around. */
 bool file_lock_copy(int fd, unsigned perm, unsigned shared, GError **error);
 
-/* ---- file-open.c --------------------------------------------------------------------------------------------------
- */
+/* ---- file-open.c ------------------------------------------------------------------------------------------------ */
 
 bool file_co_open(Node *node, const BlockdevOptions *options, GError **error);
 void file_co_close(Node *node);
 /* Opens the file of @s once more, for writing: a new fd, or -errno. */
 int file_reopen_writable(const FileState *s);
 
-/* ---- file-align.c -------------------------------------------------------------------------------------------------
- */
+/* ---- file-align.c ----------------------------------------------------------------------------------------------- */
 
 /* The alignment that O_DIRECT on @fd asks for, at most 64 KiB; false when no request works. Blocks: worker threads. */
 bool file_probe_alignment(int fd, uint32_t *ret_align, uint32_t *ret_mem_align);
 
-/* ---- file-io.c ----------------------------------------------------------------------------------------------------
- */
+/* ---- file-io.c -------------------------------------------------------------------------------------------------- */
 
 int file_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
 int file_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
 int file_co_flush_to_disk(Node *node);
 
-/* ---- file-copy.c --------------------------------------------------------------------------------------------------
- */
+/* ---- file-copy.c ------------------------------------------------------------------------------------------------ */
 
 int file_co_copy_from(Node *node, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset);
 
-/* ---- file-space.c -------------------------------------------------------------------------------------------------
- */
+/* ---- file-space.c ----------------------------------------------------------------------------------------------- */
 
 int file_co_pwrite_zeroes(Node *node, uint64_t offset, uint64_t bytes, ReqFlags flags);
 int file_co_pdiscard(Node *node, uint64_t offset, uint64_t bytes);
@@ -79,8 +73,7 @@ bool file_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode preall
 /* Brings the regular file @fd from @old to @size bytes. @ret_what: "resize file" or the like, for the error text. */
 int file_co_resize(int fd, uint64_t old, uint64_t size, PreallocMode prealloc, const char **ret_what);
 
-/* ---- file-map.c ---------------------------------------------------------------------------------------------------
- */
+/* ---- file-map.c ------------------------------------------------------------------------------------------------- */
 
 int file_co_block_status(Node *node, bool want_zero, uint64_t offset, uint64_t bytes, BlockStatus *ret);
 /* Data may be about to become a hole, or has become one. */
@@ -89,7 +82,6 @@ static inline void file_map_forget(FileState *s)
     s->data_start = s->data_end = 0;
 }
 
-/* ---- file-create.c ------------------------------------------------------------------------------------------------
- */
+/* ---- file-create.c ---------------------------------------------------------------------------------------------- */
 
 bool file_co_create(Graph *graph, const char *filename, Port *file, const CreateOptions *options, GError **error);

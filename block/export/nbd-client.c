@@ -33,8 +33,7 @@ void nbd_client_close(NbdClient *client)
     }
 }
 
-/* ---- negotiation ---------------------------------------------------------------------------------------------------
- */
+/* ---- negotiation ------------------------------------------------------------------------------------------------ */
 
 static bool client_co_recv_all(NbdClient *client, void *buf, size_t size)
 {
@@ -158,8 +157,7 @@ static bool client_co_handshake(NbdClient *client)
     return ok;
 }
 
-/* ---- receiving -----------------------------------------------------------------------------------------------------
- */
+/* ---- receiving -------------------------------------------------------------------------------------------------- */
 
 /* Clients that have held a receive buffer for a while and got nothing give it back; see client_co_fill(). */
 void nbd_server_idle_tick(void *opaque)
@@ -271,8 +269,7 @@ static bool client_co_fill(NbdClient *client, size_t want)
     }
 }
 
-/* ---- requests ------------------------------------------------------------------------------------------------------
- */
+/* ---- requests --------------------------------------------------------------------------------------------------- */
 
 static bool has_room(const NbdClient *client, size_t bytes)
 {
@@ -420,8 +417,7 @@ static bool client_co_request(NbdClient *client)
     return true;
 }
 
-/* ---- life ----------------------------------------------------------------------------------------------------------
- */
+/* ---- life ------------------------------------------------------------------------------------------------------- */
 
 static void client_co_entry(void *opaque)
 {

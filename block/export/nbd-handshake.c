@@ -121,7 +121,7 @@ static uint16_t transmission_flags(const NbdHandshake *hs, const NbdExportInfo *
     return info->flags | (hs->structured ? NBD_FLAG_SEND_DF : 0);
 }
 
-/* ---- the options, one function each ------------------------------------------------------------------------------ */
+/* ---- the options, one function each ----------------------------------------------------------------------------- */
 
 /* The old way in: no answer but the export's size and flags, and a closed connection where there is none. */
 static void opt_export_name(NbdHandshake *hs, Cursor c)
@@ -312,8 +312,7 @@ static void opt_meta_context(NbdHandshake *hs, uint32_t option, Cursor c)
     }
 }
 
-/* ---- the machine --------------------------------------------------------------------------------------------------
- */
+/* ---- the machine ------------------------------------------------------------------------------------------------ */
 
 void nbd_handshake_init(NbdHandshake *hs, const GPtrArray *exports)
 {

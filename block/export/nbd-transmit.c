@@ -53,8 +53,7 @@ static ReqFlags write_flags(const NbdReq *req)
     return (req->flags & NBD_CMD_FLAG_FUA) || req->client->exp->base.writethrough ? REQ_FUA : 0;
 }
 
-/* ---- reads ---------------------------------------------------------------------------------------------------------
- */
+/* ---- reads ------------------------------------------------------------------------------------------------------ */
 
 /* One chunk of a sparse answer. */
 typedef struct Chunk {
@@ -190,8 +189,7 @@ static void request_co_read(NbdReq *req)
     }
 }
 
-/* ---- the others: 0 or -errno ----------------------------------------------------------------------------------------
- */
+/* ---- the others: 0 or -errno ------------------------------------------------------------------------------------ */
 
 static int request_co_write(NbdReq *req)
 {

@@ -127,7 +127,7 @@ char *filename_resolve(Node *parent, const char *filename, GError **error)
     return strcmp(dir, ".") ? g_build_filename(dir, filename, NULL) : g_strdup(filename);
 }
 
-/* ---- from nodes to names --------------------------------------------------------------------------------------- */
+/* ---- from nodes to names ---------------------------------------------------------------------------------------- */
 
 /* Options that change what is read; the others do not belong in a name. */
 static const char *const strong_options[] = {"offset",         "size",           "data-file", "encrypt",

@@ -21,7 +21,7 @@ typedef struct Bitmap Bitmap;
 typedef struct Device Device;
 typedef struct Port Port;
 
-/* ---- permissions ----------------------------------------------------------------------------------------------- */
+/* ---- permissions ------------------------------------------------------------------------------------------------ */
 
 /*
  * What a parent does to a node through an edge (Child.perm), and what it lets the other parents of that node do
@@ -222,8 +222,7 @@ Node *node_new_internal(Graph *graph, const Driver *drv, const char *name, const
 /* Frees all devices and drops what blockdev-add holds: for the end of the process, after jobs and exports are gone. */
 void graph_co_close_all(Graph *graph);
 
-/* ---- walks and facts ----------------------------------------------------------------------------------------------
- */
+/* ---- walks and facts -------------------------------------------------------------------------------------------- */
 
 /* The child that a filter passes everything to, NULL when @node is no filter. */
 Child *node_filtered_child(Node *node);

@@ -66,8 +66,7 @@ static bool backup_drained_poll(Job *job)
     return copy && copy->in_flight;
 }
 
-/* ---- the end ------------------------------------------------------------------------------------------------------
- */
+/* ---- the end ---------------------------------------------------------------------------------------------------- */
 
 /* What becomes of the bitmap that said what to copy. */
 static void backup_thaw(BackupJob *b, bool success)

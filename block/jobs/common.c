@@ -70,8 +70,7 @@ uint64_t job_cluster_size(Node *node)
     return info.cluster_size;
 }
 
-/* ---- targets by file name ------------------------------------------------------------------------------------------
- */
+/* ---- targets by file name --------------------------------------------------------------------------------------- */
 
 static bool job_co_create_target(Node *source, const TargetOptions *t, const char *format, GError **error)
 {
@@ -124,8 +123,7 @@ Node *job_co_open_target(Node *source, TargetOptions *t, GError **error)
     return target;
 }
 
-/* ---- filters ------------------------------------------------------------------------------------------------------
- */
+/* ---- filters ---------------------------------------------------------------------------------------------------- */
 
 bool job_co_insert_filter(Node *filter, Node *source, const char *name, Node *except, GError **error)
 {

@@ -53,8 +53,7 @@ static void mark_clusters(Copy *c, uint64_t offset, uint64_t bytes)
         hbitmap_set(c->cow_done, first, end - first);
 }
 
-/* ---- moving bytes -------------------------------------------------------------------------------------------------
- */
+/* ---- moving bytes ----------------------------------------------------------------------------------------------- */
 
 static int copy_co_zero_piece(Copy *c, uint64_t offset, uint64_t bytes)
 {
@@ -157,8 +156,7 @@ int copy_co_range(Copy *c, uint64_t offset, uint64_t bytes, bool *ret_is_read)
     return copy_co_data(c, offset, bytes, ret_is_read);
 }
 
-/* ---- the life of a piece --------------------------------------------------------------------------------------------
- */
+/* ---- the life of a piece ---------------------------------------------------------------------------------------- */
 
 static void op_failed(CopyOp *op, bool is_read, int ret)
 {

@@ -109,8 +109,7 @@ void copy_align(const Copy *c, uint64_t *offset, uint64_t *bytes)
     *bytes = u64_min(end, c->opt.size) - *offset;
 }
 
-/* ---- passes -------------------------------------------------------------------------------------------------------
- */
+/* ---- passes ----------------------------------------------------------------------------------------------------- */
 
 /* The range [@offset, @offset + @bytes), enlarged to whole clusters of the target where some of them are new. */
 static void widen_to_clusters(const Copy *c, uint64_t *offset, uint64_t *bytes)

@@ -85,8 +85,7 @@ void job_add_node(Job *job, Node *node);
 /* A port for the job's requests: drained sections pause the job instead of holding its requests up. */
 Port *job_co_open_port(Job *job, Node *node, unsigned perm, unsigned shared, GError **error);
 
-/* ---- for co_run ---------------------------------------------------------------------------------------------------
- */
+/* ---- for co_run ------------------------------------------------------------------------------------------------- */
 
 /* Must it stop now (not: may it end well)? */
 bool job_is_cancelled(const Job *job);
@@ -115,15 +114,14 @@ void job_progress_set_remaining(Job *job, int64_t bytes);
  * paused as by a client. */
 BlockErrorAction job_error_action(Job *job, BlockdevOnError policy, bool is_read, int errnum);
 
-/* ---- job-state.c --------------------------------------------------------------------------------------------------
- */
+/* ---- job-state.c ------------------------------------------------------------------------------------------------ */
 
 /* May @verb be done in @job's state? False with "Job 'x' in state 'y' cannot accept command verb 'z'". */
 bool job_check_verb(const Job *job, JobVerb verb, GError **error);
 /* May @to follow @from? */
 bool job_status_may_follow(JobStatus from, JobStatus to);
 
-/* ---- job.c, job-txn.c, for each other ---------------------------------------------------------------------------- */
+/* ---- job.c, job-txn.c, for each other --------------------------------------------------------------------------- */
 
 struct JobList {
     Loop *loop;

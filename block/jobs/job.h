@@ -15,7 +15,7 @@ typedef struct Job Job;
 typedef struct JobTxn JobTxn;
 typedef struct JobList JobList;
 
-/* ---- the registry: one a process ------------------------------------------------------------------------------- */
+/* ---- the registry: one a process -------------------------------------------------------------------------------- */
 
 JobList *job_list_new(Loop *loop, Graph *graph);
 /* Every job must be gone (job_list_co_cancel_all). Takes NULL. */
@@ -55,7 +55,7 @@ bool job_set_speed(Job *job, int64_t speed, GError **error);
 /* Is it paused by a client (block-job-cancel without force refuses then)? */
 bool job_user_paused(const Job *job);
 
-/* ---- transactions of jobs ---------------------------------------------------------------------------------------- */
+/* ---- transactions of jobs --------------------------------------------------------------------------------------- */
 
 /*
  * Jobs of one transaction succeed together: they wait for one another before their changes, and when one fails or is

@@ -148,8 +148,7 @@ Job *mirror_co_new_blockdev(JobList *list, const BlockdevMirror *arg, GError **e
     return mirror_co_new(list, &s, error);
 }
 
-/* ---- drive-mirror --------------------------------------------------------------------------------------------------
- */
+/* ---- drive-mirror ----------------------------------------------------------------------------------------------- */
 
 static BlockdevMirror drive_args(const DriveMirror *d)
 {

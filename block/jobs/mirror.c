@@ -221,8 +221,7 @@ static bool mirror_must_force(Job *job, bool force)
     return force || !job_is_ready(job);
 }
 
-/* ---- the end ------------------------------------------------------------------------------------------------------
- */
+/* ---- the end ---------------------------------------------------------------------------------------------------- */
 
 /* Puts the target where @to_replace is, and the filter out of the way, in one go. */
 static bool mirror_co_switch(MirrorJob *m, Node *to_replace, GError **error)

@@ -30,7 +30,7 @@ typedef struct Decoder {
 
 static bool decode_at(Decoder *d, const QapiType *type, JsonNode *in, const Path *path, void *at);
 
-/* ---- errors -------------------------------------------------------------------------------------------------------*/
+/* ---- errors ----------------------------------------------------------------------------------------------------- */
 
 static char *shown(const char *text)
 {
@@ -81,7 +81,7 @@ static bool expects(Decoder *d, const Path *path, const char *what)
     return error_set(d->error, "Parameter '%s' expects %s", name, what);
 }
 
-/* ---- scalars ------------------------------------------------------------------------------------------------------*/
+/* ---- scalars ---------------------------------------------------------------------------------------------------- */
 
 static bool out_of_range(Decoder *d, const QapiType *type, const Path *path)
 {
@@ -211,7 +211,7 @@ static bool decode_scalar(Decoder *d, const QapiType *type, JsonNode *in, const 
     }
 }
 
-/* ---- structs and unions -------------------------------------------------------------------------------------------*/
+/* ---- structs and unions ----------------------------------------------------------------------------------------- */
 
 static bool absent_member(Decoder *d, const QapiMember *m, const Path *path, void *value)
 {
@@ -291,7 +291,7 @@ static bool decode_struct(Decoder *d, const QapiType *type, JsonNode *in, const 
     return seen == json_object_get_size(object) || unexpected_member(d, type, object, path, value);
 }
 
-/* ---- lists and alternates -----------------------------------------------------------------------------------------*/
+/* ---- lists and alternates --------------------------------------------------------------------------------------- */
 
 static bool decode_list(Decoder *d, const QapiType *type, JsonNode *in, const Path *up, void **at)
 {

@@ -80,7 +80,7 @@ static bool is_word(uint8_t c)
     return g_ascii_isalnum(c) || c == '+' || c == '-' || c == '.' || c == '_';
 }
 
-/* ---- the grammar --------------------------------------------------------------------------------------------------*/
+/* ---- the grammar ------------------------------------------------------------------------------------------------ */
 
 static void forget_value(JsonStream *s)
 {
@@ -201,7 +201,7 @@ static bool colon(JsonStream *s, GError **error)
     return count_token(s, error);
 }
 
-/* ---- strings and words --------------------------------------------------------------------------------------------*/
+/* ---- strings and words ------------------------------------------------------------------------------------------ */
 
 static bool end_string(JsonStream *s, GError **error)
 {
@@ -369,8 +369,7 @@ static bool escape(JsonStream *s, uint8_t c, GError **error)
     return true;
 }
 
-/* ---- bytes: each takes some of them and says how many, also where it fails
- * ------------------------------------------*/
+/* ---- bytes: each takes some of them and says how many, also where it fails -------------------------------------- */
 
 static bool string_bytes(JsonStream *s, const uint8_t *p, size_t n, size_t *used, GError **error)
 {
@@ -501,7 +500,7 @@ static bool parse_bytes(JsonStream *s, const uint8_t *p, size_t n, size_t *used,
     return true;
 }
 
-/* ---- after an error -----------------------------------------------------------------------------------------------*/
+/* ---- after an error --------------------------------------------------------------------------------------------- */
 
 static void begin_skipping(JsonStream *s)
 {
@@ -558,7 +557,7 @@ static void skip(JsonStream *s)
     }
 }
 
-/* ---- the interface ------------------------------------------------------------------------------------------------*/
+/* ---- the interface ---------------------------------------------------------------------------------------------- */
 
 JsonStream *json_stream_new(void)
 {

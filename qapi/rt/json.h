@@ -23,8 +23,7 @@ enum {
 /* Parses exactly one value. @len -1: the text ends with a zero byte. The caller owns the tree; NULL sets @error. */
 JsonNode *json_parse(const char *text, gssize len, GError **error);
 
-/* ---- streams of values: a QMP session's input
- * ----------------------------------------------------------------------*/
+/* ---- streams of values: a QMP session's input ------------------------------------------------------------------- */
 
 typedef struct JsonStream JsonStream;
 
@@ -57,8 +56,7 @@ JsonStreamResult json_stream_next(JsonStream *stream, JsonNode **ret, GError **e
 /* At the end of input: is there an unfinished value? */
 bool json_stream_pending(const JsonStream *stream);
 
-/* ---- printing
- * -------------------------------------------------------------------------------------------------------*/
+/* ---- printing --------------------------------------------------------------------------------------------------- */
 
 /*
  * Appends @node as JSON, members in their order, on one line with a blank after ':' and ',' (as QEMU prints) or, with

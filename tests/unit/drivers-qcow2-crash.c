@@ -11,7 +11,7 @@
 
 enum { WORKERS = 6, SECTOR = 512, DISK_MAX = 64 * MIB };
 
-/* ---- the recording driver ---------------------------------------------------------------------------------------- */
+/* ---- the recording driver --------------------------------------------------------------------------------------- */
 
 typedef struct Record {
     bool flush;
@@ -136,8 +136,7 @@ static const Driver mem_driver = {
 extern const Driver driver_file, driver_qcow2, driver_raw;
 static const Driver *const list[] = {&mem_driver, &driver_file, &driver_qcow2, &driver_raw, NULL};
 
-/* ---- the guest -----------------------------------------------------------------------------------------------------
- */
+/* ---- the guest -------------------------------------------------------------------------------------------------- */
 
 /* A write of the guest, as one sector saw it. */
 typedef struct Seen {
@@ -304,8 +303,7 @@ static void guest_co_run(int ops)
         coqueue_co_wait(&workers_done, NULL);
 }
 
-/* ---- crash states
- * ---------------------------------------------------------------------------------------------------- */
+/* ---- crash states ----------------------------------------------------------------------------------------------- */
 
 /* The latest flush that had completed at @when: everything that completed before it was asked for is durable. */
 static uint64_t covered_until(const GArray *list, uint64_t when)
@@ -410,8 +408,7 @@ static void check_co_state(const uint8_t *state, uint64_t state_size, uint64_t w
     check_guest(got, when);
 }
 
-/* ---- a run
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- a run ------------------------------------------------------------------------------------------------------ */
 
 static void load_image(void)
 {

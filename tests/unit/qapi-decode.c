@@ -202,7 +202,7 @@ static void test_members(void **state)
     assert_null(qapi_clone_BlockdevOptions(NULL));
 }
 
-/* ---- commands and events -----------------------------------------------------------------------------------------*/
+/* ---- commands and events ---------------------------------------------------------------------------------------- */
 
 static bool call_co_add(QmpContext *ctx, const void *arg, void *ret, GError **error)
 {

@@ -51,8 +51,7 @@ typedef struct NbdState {
 /* The time that connecting and negotiating may take, where open-timeout does not say otherwise. */
 #define NBDC_CONNECT_NS (INT64_C(10) * 1000000000)
 
-/* ---- addr.c -------------------------------------------------------------------------------------------------------
- */
+/* ---- addr.c ----------------------------------------------------------------------------------------------------- */
 
 /* Fills in s->addr and s->addr_name from s->server; refuses by name what cannot be done. */
 bool nbdc_address(NbdState *s, GError **error);
@@ -60,8 +59,7 @@ bool nbdc_address(NbdState *s, GError **error);
 char *nbdc_filename(const SocketAddress *server, const char *export);
 BlockdevOptions *nbdc_parse_filename(const char *filename, GError **error);
 
-/* ---- conn.c -------------------------------------------------------------------------------------------------------
- */
+/* ---- conn.c ----------------------------------------------------------------------------------------------------- */
 
 /* Connects and negotiates, more than once where open-timeout says so. s->facts are filled in. */
 bool nbdc_co_connect(NbdState *s, GError **error);
@@ -74,8 +72,7 @@ int nbdc_co_ready(NbdState *s);
 /* A command was issued: if libnbd now waits for something else than the pump polls for, the pump looks again. */
 void nbdc_kick(NbdState *s);
 
-/* ---- request.c ----------------------------------------------------------------------------------------------------
- */
+/* ---- request.c -------------------------------------------------------------------------------------------------- */
 
 int nbdc_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
 int nbdc_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);

@@ -73,7 +73,7 @@ enum {
 
 typedef struct Qcow2 Qcow2;
 
-/* ---- header.c ---------------------------------------------------------------------------------------------------- */
+/* ---- header.c --------------------------------------------------------------------------------------------------- */
 
 typedef struct Q2Bitmaps {
     uint32_t n;
@@ -112,8 +112,7 @@ int q2_co_header_patch(Qcow2 *q, unsigned offset, const void *bytes, unsigned si
 /* Sets the feature bits in the image and in memory and makes them durable. Version 3 only. */
 int q2_co_set_incompat(Qcow2 *q, uint64_t incompat);
 
-/* ---- overlap.c -----------------------------------------------------------------------------------------------------
- */
+/* ---- overlap.c -------------------------------------------------------------------------------------------------- */
 
 /* What a host cluster is reserved for. 0: nothing (free or data). */
 enum {
@@ -165,8 +164,7 @@ static inline bool q2_meta_hit(const Qcow2 *q, uint64_t offset, uint64_t bytes)
  * then on nothing more is read from or written to it. @offset: of the bad access, -1: none. Returns -EIO. */
 int q2_co_corrupt(Qcow2 *q, int64_t offset, int64_t size, const char *fmt, ...) G_GNUC_PRINTF(4, 5);
 
-/* ---- refcount.c ----------------------------------------------------------------------------------------------------
- */
+/* ---- refcount.c ------------------------------------------------------------------------------------------------- */
 
 /* The @index'th entry of a refcount block with entries of 2^@order bits. */
 uint64_t q2_refcount_get(const uint8_t *block, unsigned order, uint64_t index);
@@ -183,8 +181,7 @@ int q2_refcount_co_region(Qcow2 *q, uint64_t want, uint64_t *ret_ci);
 /* The block of a cluster without making one: *@ret is NULL where there is none. */
 int q2_refcount_co_find(Qcow2 *q, uint64_t ci, CacheTable **ret);
 
-/* ---- alloc.c -------------------------------------------------------------------------------------------------------
- */
+/* ---- alloc.c ---------------------------------------------------------------------------------------------------- */
 
 typedef struct Q2Run {
     uint64_t offset; /* in the image */
@@ -201,8 +198,7 @@ int q2_co_alloc_bytes(Qcow2 *q, uint64_t bytes, uint64_t *ret);
 /* Lowers the refcounts of all clusters that the range touches, now: for what nothing durable refers to. @kind: why. */
 int q2_co_unref(Qcow2 *q, uint64_t offset, uint64_t bytes, unsigned kind);
 
-/* ---- free.c --------------------------------------------------------------------------------------------------------
- */
+/* ---- free.c ----------------------------------------------------------------------------------------------------- */
 
 /* Why clusters are freed: decides about pass-discard-*. */
 enum { Q2_FREE_NEVER, Q2_FREE_REQUEST, Q2_FREE_OTHER, Q2_FREE__MAX };
@@ -239,8 +235,7 @@ void q2_free_co_throttle(Qcow2 *q);
 static inline unsigned q2_data_enter(Qcow2 *q);
 static inline void q2_data_leave(Qcow2 *q, unsigned phase);
 
-/* ---- commit.c ------------------------------------------------------------------------------------------------------
- */
+/* ---- commit.c --------------------------------------------------------------------------------------------------- */
 
 /* Writes all metadata that is dirty now in the order that keeps the image whole; not the last barrier. */
 int q2_co_commit(Qcow2 *q);
@@ -251,8 +246,7 @@ int q2_co_settle(Qcow2 *q);
 /* Of the caches. L2 tables are only written in a commit, refcount blocks at any time. */
 extern const TableCacheOps q2_l2_ops, q2_refblock_ops;
 
-/* ---- map.c ---------------------------------------------------------------------------------------------------------
- */
+/* ---- map.c ------------------------------------------------------------------------------------------------------ */
 
 typedef enum Q2Kind { Q2_UNALLOCATED, Q2_NORMAL, Q2_ZERO_PLAIN, Q2_ZERO_ALLOC, Q2_PACKED } Q2Kind;
 
@@ -273,8 +267,7 @@ void q2_l1_set(Qcow2 *q, uint64_t index, uint64_t entry);
 /* snapshot.c: enters the tables of all snapshots into the set of metadata. */
 bool q2_snapshots_co_load(Qcow2 *q, GError **error);
 
-/* ---- guest I/O ------------------------------------------------------------------------------------------------------
- */
+/* ---- guest I/O -------------------------------------------------------------------------------------------------- */
 
 int q2_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
 int q2_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
@@ -303,14 +296,12 @@ int q2_co_before_first_write(Qcow2 *q);
 int q2_co_decompress(Qcow2 *q, const void *in, size_t in_size, void *out, size_t out_size);
 ssize_t q2_co_compress(Qcow2 *q, const void *in, size_t in_size, void *out, size_t out_size);
 
-/* ---- options.c ------------------------------------------------------------------------------------------------------
- */
+/* ---- options.c -------------------------------------------------------------------------------------------------- */
 
 /* Sizes of both caches, interval, overlap checks, pass-discard-*: into @q. Refuses by name what it does not do. */
 bool q2_options_apply(Qcow2 *q, const BlockdevOptionsQcow2 *options, GError **error);
 
-/* ---- state ----------------------------------------------------------------------------------------------------------
- */
+/* ---- state ------------------------------------------------------------------------------------------------------ */
 
 struct Qcow2 {
     Node *node;
