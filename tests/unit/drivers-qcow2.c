@@ -1,8 +1,8 @@
 /*
  * qcow2, case by case: what is refused and with which words, options, backing files, snapshots, damage, resizing,
- * creation. The random tests are in drivers-qcow2-model.c and drivers-qcow2-crash.c.
+ * creation. The random tests are in drivers-image-model.c and drivers-image-crash.c.
  */
-#include "drivers-qcow2.h"
+#include "drivers-image.h"
 #include "block/graph/debug.h"
 
 static char *last_event;

@@ -1,5 +1,6 @@
 /*
- * What the tests of qcow2 share: a loop, a graph, a folder, a coroutine to run a test in, and qemu-img as the judge.
+ * What the tests of image formats share: a loop, a graph, a folder, a coroutine to run a test in, and qemu-img as the
+ * judge.
  */
 #pragma once
 #include "block/graph/graph-int.h"
@@ -89,7 +90,7 @@ static inline void test_setup(void)
     loop = loop_new(NULL);
     assert_non_null(loop);
     graph = graph_new(loop);
-    folder = g_dir_make_tmp("sd-qcow2-XXXXXX", NULL);
+    folder = g_dir_make_tmp("sd-image-XXXXXX", NULL);
     assert_non_null(folder);
 }
 

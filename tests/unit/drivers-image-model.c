@@ -1,17 +1,19 @@
 /*
- * Random I/O on qcow2 images against a flat copy in memory, with qemu-img as the judge of the result.
+ * Random I/O on qcow2 and qed images against a flat copy in memory, with qemu-img as the judge of the result.
  *
  * Several coroutines work at once on ranges of bytes that do not overlap, in clusters that do; small caches force
  * evictions. In between the image is closed and opened again, resized, and copied as it is at that moment: such a copy
  * is what a crash leaves behind, and may have leaks but no corruption. SD_SEED and SD_ROUNDS make other and longer
  * runs.
  */
-#include "drivers-qcow2.h"
+#include "drivers-image.h"
+#include "block/drivers/qed/qed.h"
 
 enum { WORKERS = 8, MAX_SIZE = 6 * MIB, MAX_IO = 700 * KIB };
 
 typedef struct Config {
     const char *name;
+    bool qed;           /* else qcow2 */
     const char *create; /* arguments of qemu-img create before the file name; NULL: made by us */
     CreateOptions ours;
     uint64_t size;
@@ -20,6 +22,7 @@ typedef struct Config {
     uint64_t backing_size;
     bool v2;
     const char *options; /* members of the node's JSON */
+    unsigned slices;     /* qed: of the cache, 0: as it comes */
     bool direct;         /* O_DIRECT below */
     int ops;
 } Config;
@@ -54,11 +57,18 @@ static void fill_random(uint8_t *buf, size_t n)
         buf[i] = kind == 0 ? (uint8_t)(i / 300 + rng) : kind == 1 ? 0 : (uint8_t)rnd(256);
 }
 
+static const char *format(void)
+{
+    return cfg->qed ? "qed" : "qcow2";
+}
+
 static void open_co_image(void)
 {
-    node = must_co_open("{'driver':'qcow2','node-name':'q','discard':'unmap','cache':{'no-flush':true,'direct':%s},"
+    node = must_co_open("{'driver':'%s','node-name':'q','discard':'unmap','cache':{'no-flush':true,'direct':%s},"
                         "'file':{'driver':'file','filename':'%s'}%s}",
-                        cfg->direct ? "true" : "false", image, cfg->options ? cfg->options : "");
+                        format(), cfg->direct ? "true" : "false", image, cfg->options ? cfg->options : "");
+    if (cfg->slices)
+        assert_true(qed_tables_init(qed_of(node), cfg->slices, NULL));
     port = must_co_port(node, true);
     assert_int_equal(port_size(port), size);
 }
@@ -174,7 +184,7 @@ static void op_co_run(unsigned self, uint8_t *buf)
     } else if (what < 90) {
         status_co_check(offset, bytes);
     } else if (what < 96) {
-        write_co_some(offset, bytes, buf, REQ_WRITE_COMPRESSED);
+        write_co_some(offset, bytes, buf, cfg->qed ? 0 : REQ_WRITE_COMPRESSED);
     } else {
         assert_int_equal(port_co_flush(port), 0);
     }
@@ -197,7 +207,7 @@ static void worker_co_entry(void *opaque)
 /* What a crash would leave now: leaks at worst. The data is another test's business, since nothing was flushed. */
 static void check_copy(void)
 {
-    shell_must(1 << 0 | 1 << 3, "cp --sparse=always image copy && qemu-img check -f qcow2 copy");
+    shell_must(1 << 0 | 1 << 3, "cp --sparse=always image copy && qemu-img check -f %s copy", format());
 }
 
 static void workers_co_run(int ops)
@@ -220,7 +230,7 @@ static void workers_co_run(int ops)
 static void resize_co_random(void)
 {
     g_autoptr(GError) error = NULL;
-    uint64_t old = size, want = 512 * (1 + rnd(MAX_SIZE / 512));
+    uint64_t least = cfg->qed ? size : 512, old = size, want = least + 512 * rnd((MAX_SIZE - least) / 512 + 1);
 
     if (!port_co_truncate(port, want, true, PREALLOC_MODE_OFF, 0, &error))
         fail_msg("%s: resize from %" G_GUINT64_FORMAT " to %" G_GUINT64_FORMAT ": %s", cfg->name, old, want,
@@ -236,8 +246,8 @@ static void judge(void)
     g_autofree char *flat = in_folder("flat");
 
     assert_true(g_file_set_contents(flat, (char *)model, (gssize)size, NULL));
-    shell_must(1, "qemu-img check -f qcow2 image");
-    shell_must(1, "qemu-img compare -f raw -F qcow2 flat image");
+    shell_must(1, "qemu-img check -f %s image", format());
+    shell_must(1, "qemu-img compare -f raw -F %s flat image", format());
 }
 
 static void make_co_image(void)
@@ -259,15 +269,15 @@ static void make_co_image(void)
     }
     memcpy(model, backing, u64_min(size, cfg->backing_size));
     if (cfg->create) {
-        shell_must(1, "qemu-img create -f qcow2 %s image %" G_GUINT64_FORMAT, cfg->create, size);
+        shell_must(1, "qemu-img create -f %s %s image %" G_GUINT64_FORMAT, format(), cfg->create, size);
     } else {
         g_autoptr(GError) error = NULL;
         CreateOptions options = cfg->ours;
         options.size = size;
-        if (!image_co_create(graph, image, "qcow2", &options, &error))
+        if (!image_co_create(graph, image, format(), &options, &error))
             fail_msg("%s", error->message);
     }
-    shell_must(1, "qemu-img check -f qcow2 image");
+    shell_must(1, "qemu-img check -f %s image", format());
 }
 
 static void model_co_body(void)
@@ -397,6 +407,49 @@ static const Config configs[] = {
      .size = 6 * MIB - 4096,
      .cluster = 128 * KIB,
      .ops = 300},
+    {.name = "qed, ours, defaults", .qed = true, .size = 5 * MIB + 512, .cluster = 65536, .ops = 300},
+    {.name = "qed, ours, 4k, small cache, raw backing, shorter",
+     .qed = true,
+     .ours = {.cluster_size = 4096, .backing_file = "base", .backing_format = "raw"},
+     .backing_format = "raw",
+     .backing_size = 2 * MIB + 1234,
+     .size = 4 * MIB + 1024,
+     .cluster = 4096,
+     .ops = 300,
+     .slices = 2},
+    {.name = "qed, ours, 2M, qed backing, longer",
+     .qed = true,
+     .ours = {.cluster_size = 2 * MIB, .backing_file = "base", .backing_format = "qed"},
+     .backing_format = "qed",
+     .backing_size = 5 * MIB,
+     .size = 3 * MIB + 512,
+     .cluster = 2 * MIB,
+     .ops = 150},
+    {.name = "qed, qemu, 4k, two clusters of table, small cache",
+     .qed = true,
+     .create = "-o cluster_size=4k,table_size=2",
+     .size = 5 * MIB,
+     .cluster = 4096,
+     .ops = 300,
+     .slices = 2},
+    {.name = "qed, qemu, 8k, 16 clusters of table, backing",
+     .qed = true,
+     .create = "-b base -F qcow2 -o cluster_size=8k,table_size=16",
+     .backing_format = "qcow2",
+     .backing_size = 3 * MIB + 4096,
+     .size = 4 * MIB - 512,
+     .cluster = 8192,
+     .ops = 300,
+     .slices = 2},
+    {.name = "qed, qemu, 64k, O_DIRECT, backing",
+     .qed = true,
+     .create = "-b base -F raw",
+     .backing_format = "raw",
+     .backing_size = 5 * MIB + 7,
+     .size = 5 * MIB - 512,
+     .cluster = 65536,
+     .ops = 200,
+     .direct = true},
 };
 
 static void model_test(void **state)
