@@ -53,6 +53,19 @@ class JobCase(sd.Case):
         return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
+class ChainCase(JobCase):
+    """A device 'drive0' on an overlay, with places of its own, over a full base image."""
+
+    def setUp(self):
+        self.base = sd.create_image(self.path('base.img'), 'qcow2', 4 * sd.MIB, data=[(0, 4 * sd.MIB, 0x10)])
+        self.top = sd.create_image(self.path('top.img'), 'qcow2', backing=self.base,
+                                   data=[(sd.MIB, 512, 0x77), (2 * sd.MIB + 65536, 65536, 0x78)])
+        self.target = self.path('target.img')
+
+    def drive(self, *more):
+        return self.daemon('--drive', f'id=drive0,file={self.top},format=qcow2,node-name=top,if=none', *more)
+
+
 class Writer(threading.Thread):
     """A client that writes random runs over NBD and remembers what the disk must hold: 512-byte blocks, each written with
     a value of its own."""

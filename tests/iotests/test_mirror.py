@@ -4,7 +4,7 @@ import os
 import time
 
 import sd
-from jobs import FaultyPeer, JobCase, Writer
+from jobs import ChainCase, FaultyPeer, JobCase, Writer
 
 SOME = ((0, 65536, 0x11), (sd.MIB, 100 * 1024, 0x22), (3 * sd.MIB + 512, 512, 0x33))
 
@@ -87,16 +87,7 @@ class Copy(JobCase):
         self.assertImagesEqual(a, b, 'raw', 'raw')
 
 
-class Chains(JobCase):
-    def setUp(self):
-        self.base = sd.create_image(self.path('base.img'), 'qcow2', 4 * sd.MIB, data=[(0, 4 * sd.MIB, 0x10)])
-        self.top = sd.create_image(self.path('top.img'), 'qcow2', backing=self.base,
-                                   data=[(sd.MIB, 512, 0x77), (2 * sd.MIB + 65536, 65536, 0x78)])
-        self.target = self.path('target.img')
-
-    def drive(self, *more):
-        return self.daemon('--drive', f'id=drive0,file={self.top},format=qcow2,node-name=top,if=none', *more)
-
+class Chains(ChainCase):
     def mirror(self, d, **more):
         d.cmd('drive-mirror', device='drive0', target=self.target, **more)
         d.complete('drive0')

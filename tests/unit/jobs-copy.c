@@ -4,12 +4,8 @@
 #include "block/graph/txn.h"
 #include "block/jobs/copy.h"
 #include "block/util/iovec.h"
-#include "qapi/rt/command.h"
+#include "jobs-common.h"
 #include "qapi/rt/tree.h"
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
 
 #define KIB UINT64_C(1024)
 
@@ -26,11 +22,7 @@ typedef struct Mem {
     void (*on_status)(void);
 } Mem;
 
-static Loop *loop;
-static Graph *graph;
-static JobList *list;
 static Node *source, *target;
-static GString *events;
 
 static Mem *mem(Node *node)
 {
@@ -216,14 +208,6 @@ static void make(CopyOptions options)
     assert_non_null(cj->copy);
 }
 
-static void turns(int n)
-{
-    while (n-- > 0) {
-        loop_stop(loop);
-        loop_run(loop);
-    }
-}
-
 static void run(int want)
 {
     job_start(&cj->common);
@@ -242,7 +226,7 @@ static void release(Node *node)
 static void sink(const char *name, JsonNode *data, void *opaque)
 {
     if (!strcmp(name, "BLOCK_JOB_ERROR"))
-        g_string_append(events, "error ");
+        g_string_append(story, "error ");
     tree_unref(data);
 }
 
@@ -250,11 +234,7 @@ static void sink(const char *name, JsonNode *data, void *opaque)
 
 static int setup(void **state)
 {
-    loop = loop_new(NULL);
-    graph = graph_new(loop);
-    list = job_list_new(loop, graph);
-    events = g_string_new(NULL);
-    qapi_set_event_sink(sink, NULL);
+    jobs_setup(sink);
     source = mem_new("source", SIZE);
     target = mem_new("target", SIZE);
     between = NULL;
@@ -270,15 +250,7 @@ static void end_co_entry(void *opaque)
 
 static int teardown(void **state)
 {
-    coroutine_start(loop, end_co_entry, NULL);
-    for (int i = 0; coroutine_count(loop) && i < 1000; i++)
-        turns(1);
-    assert_int_equal(coroutine_count(loop), 0);
-    job_list_free(list);
-    graph_free(graph);
-    loop_free(loop);
-    g_string_free(events, TRUE);
-    qapi_set_event_sink(NULL, NULL);
+    jobs_teardown(end_co_entry);
     return 0;
 }
 
@@ -527,7 +499,7 @@ static void test_before_write_fails(void **state)
     turns(3);
     assert_int_equal(client_ret, -ENOSPC);
     assert_true(hbitmap_get(cj->todo, 100 * KIB));
-    assert_string_equal(events->str, ""); /* the client's affair, not the job's */
+    assert_string_equal(story->str, ""); /* the client's affair, not the job's */
     run(0);
     assert_memory_equal(mem(source)->data, mem(target)->data, 256 * KIB);
 }
@@ -542,7 +514,7 @@ static void test_report(void **state)
     make((CopyOptions){.on_source_error = BLOCKDEV_ON_ERROR_REPORT, .max_ops = 1});
     hbitmap_set(cj->todo, 0, SIZE);
     run(-EIO);
-    assert_string_equal(events->str, "error ");
+    assert_string_equal(story->str, "error ");
     logged(target, "");
 }
 
@@ -562,7 +534,7 @@ static void test_ignore(void **state)
         turns(1);
     }
     assert_int_equal(cj->common.status, JOB_STATUS_CONCLUDED);
-    assert_string_equal(events->str, "error error ");
+    assert_string_equal(story->str, "error error ");
     same();
 }
 

@@ -3,13 +3,8 @@
  */
 #include "block/graph/drain.h"
 #include "block/graph/port.h"
-#include "block/jobs/job-int.h"
-#include "qapi/rt/command.h"
+#include "jobs-common.h"
 #include <json-glib/json-glib.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
 
 /* Works in steps of 10 "bytes" and looks at its levers between them. */
 typedef struct Toy {
@@ -24,11 +19,6 @@ typedef struct Toy {
     bool in_request; /* drained_poll */
     Port *port;
 } Toy;
-
-static Loop *loop;
-static Graph *graph;
-static JobList *list;
-static GString *story; /* states and events of all jobs: "a:created a:running …" */
 
 static Toy *toy_of(Job *job)
 {
@@ -110,6 +100,7 @@ static const JobDriver toy_driver = {
 /* Without the optional parts. */
 static const JobDriver bare_driver = {.type = JOB_TYPE_CREATE, .size = sizeof(Toy), .co_run = toy_co_run};
 
+/* States and events of all jobs: "a:created a:running …". */
 static void sink(const char *name, JsonNode *data, void *opaque)
 {
     JsonObject *o = json_node_get_object(data);
@@ -126,21 +117,8 @@ static void sink(const char *name, JsonNode *data, void *opaque)
 
 static int setup(void **state)
 {
-    loop = loop_new(NULL);
-    assert_non_null(loop);
-    graph = graph_new(loop);
-    list = job_list_new(loop, graph);
-    story = g_string_new(NULL);
-    qapi_set_event_sink(sink, NULL);
+    jobs_setup(sink);
     return 0;
-}
-
-static void turns(int n)
-{
-    while (n-- > 0) {
-        loop_stop(loop);
-        loop_run(loop);
-    }
 }
 
 static void cancel_co_entry(void *opaque)
@@ -150,15 +128,7 @@ static void cancel_co_entry(void *opaque)
 
 static int teardown(void **state)
 {
-    coroutine_start(loop, cancel_co_entry, NULL);
-    for (int i = 0; coroutine_count(loop) && i < 1000; i++)
-        turns(1);
-    assert_int_equal(coroutine_count(loop), 0);
-    job_list_free(list);
-    graph_free(graph);
-    loop_free(loop);
-    g_string_free(story, TRUE);
-    qapi_set_event_sink(NULL, NULL);
+    jobs_teardown(cancel_co_entry);
     return 0;
 }
 
