@@ -34,7 +34,7 @@ Device *device_co_new(Graph *graph, const char *id, Node *node, bool read_only, 
         error_set(error, "Duplicate device id '%s'", id);
         return NULL;
     }
-    if (id && graph_find_node(graph, id)) {
+    if (id && g_hash_table_contains(graph->by_name, id)) {
         error_set(error, "Device id '%s' is the name of a node already", id);
         return NULL;
     }

@@ -29,7 +29,9 @@ Loop *graph_loop(Graph *graph)
 
 Node *graph_find_node(Graph *graph, const char *name)
 {
-    return g_hash_table_lookup(graph->by_name, name);
+    Node *node = g_hash_table_lookup(graph->by_name, name);
+
+    return node && !node->partial ? node : NULL;
 }
 
 Node *graph_lookup(Graph *graph, const char *name, GError **error)
@@ -74,7 +76,7 @@ static bool name_usable(Graph *graph, const char *name, GError **error)
         return error_set(error, "Node name too long: '%s' has %zu bytes, the limit is 31", name, strlen(name));
     if (device_find(graph, name))
         return error_set(error, "node-name=%s is conflicting with a device id", name);
-    if (graph_find_node(graph, name))
+    if (g_hash_table_contains(graph->by_name, name))
         return error_set(error, "Duplicate nodes with node-name='%s'", name);
     return true;
 }
@@ -109,7 +111,7 @@ void node_free(Node *node)
     g_assert(g_queue_is_empty(&node->parents) && node->children->len == 0 && node->in_flight == 0);
     while (!g_queue_is_empty(&node->bitmaps))
         bitmap_free(g_queue_peek_head(&node->bitmaps));
-    if (graph_find_node(graph, node->name) == node)
+    if (g_hash_table_lookup(graph->by_name, node->name) == node)
         g_hash_table_remove(graph->by_name, node->name);
     g_queue_remove(&graph->nodes, node);
     g_ptr_array_free(node->children, TRUE);
@@ -144,6 +146,7 @@ static void node_co_close(Node *node)
 
     g_assert(g_queue_is_empty(&node->parents));
     g_hash_table_remove(node->graph->by_name, node->name);
+    node->partial = true;
     if (node->in_flight)
         node_co_drained_begin(node);
     ret = node_co_flush(node);

@@ -136,6 +136,7 @@ struct Node {
     bool probed;             /* the format was guessed (raw then refuses writes that would look like another) */
     bool implicit;           /* a filter that a job inserted without a name: queries skip it */
     bool monitor_owned;      /* blockdev-add made it, blockdev-del takes it */
+    bool partial;            /* being opened or closed: its name is taken, but names and queries do not lead to it */
     bool failed;             /* LAW 9: a flush failed; flushes and FUA writes fail until the node is reopened */
     unsigned supported_write_flags, supported_zero_flags; /* REQ_* the driver's callbacks take themselves */
 
@@ -171,7 +172,7 @@ Graph *graph_new(Loop *loop);
 void graph_free(Graph *graph);
 Loop *graph_loop(Graph *graph);
 
-/* Borrowed; NULL when there is none. */
+/* Borrowed; NULL when there is none, or none yet: a node can be found when it is open. */
 Node *graph_find_node(Graph *graph, const char *name);
 /* The device or node of that name: how most QMP commands take their argument (@device first, then node names).
  * Borrowed. NULL with "Cannot find device='x' nor node-name='x'" or, for an empty device, "Device 'x' has no medium".

@@ -114,6 +114,7 @@ static Node *node_co_open_full(Graph *graph, const BlockdevOptions *options, con
     node = node_alloc(graph, drv, options->node_name, &flags, error);
     if (!node)
         return NULL;
+    node->partial = true;
     node->options = qapi_clone_BlockdevOptions(options);
     node->backing_extra = backing_extra ? tree_ref(backing_extra) : NULL;
     if (drv->co_open && !drv->co_open(node, node->options, error)) {
@@ -127,6 +128,7 @@ static Node *node_co_open_full(Graph *graph, const BlockdevOptions *options, con
         node_co_discard(node);
         return NULL;
     }
+    node->partial = false;
     return node;
 }
 
@@ -162,10 +164,6 @@ Child *node_co_open_child(Node *parent, const char *name, const BlockdevRef *ref
         node = graph_find_node(parent->graph, ref->u.reference);
         if (!node) {
             error_set(error, "Cannot find device='%s' nor node-name='%s'", ref->u.reference, ref->u.reference);
-            return NULL;
-        }
-        if (node == parent) {
-            error_set(error, "Node '%s' cannot be its own child '%s'", parent->name, name);
             return NULL;
         }
         node_ref(node);

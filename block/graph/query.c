@@ -111,7 +111,8 @@ BlockDeviceInfoList *graph_co_query_named_nodes(Graph *graph, bool flat, GError 
 
     /* The newest first, as QEMU has it. */
     for (GList *l = graph->nodes.tail; l; l = l->prev)
-        QAPI_LIST_ADD(list, device_info(l->data, flat));
+        if (!((Node *)l->data)->partial)
+            QAPI_LIST_ADD(list, device_info(l->data, flat));
     return list;
 }
 
@@ -194,7 +195,8 @@ BlockStatsList *graph_query_blockstats(Graph *graph, bool query_nodes)
     BlockStatsList *list = g_new0(BlockStatsList, 1);
 
     for (GList *l = query_nodes ? graph->nodes.tail : NULL; l; l = l->prev)
-        QAPI_LIST_ADD(list, node_stats(l->data, false));
+        if (!((Node *)l->data)->partial)
+            QAPI_LIST_ADD(list, node_stats(l->data, false));
     for (GList *l = query_nodes ? NULL : graph->devices.head; l; l = l->next) {
         Device *device = l->data;
         Node *node = port_node(device->port);
@@ -285,6 +287,8 @@ XDbgBlockGraph *graph_query_debug(Graph *graph)
     ret->edges = g_new0(XDbgBlockGraphEdgeList, 1);
     for (GList *l = graph->nodes.tail; l; l = l->prev) {
         Node *node = l->data;
+        if (node->partial)
+            continue;
         add_node(ret, object_id(ids, node), X_DBG_BLOCK_GRAPH_NODE_TYPE_BLOCK_DRIVER, g_strdup(node->name));
         add_outside_parents(ret, ids, seen, node);
         for (guint i = 0; i < node->children->len; i++) {

@@ -609,5 +609,50 @@ class BlockDevice(Graph):
         d.shutdown()
 
 
+class HalfOpen(sd.Case):
+    """A node that another session is opening, or that closes, has a name but is not there yet, or no more."""
+
+    def setUp(self):
+        self.server = socket.socket(socket.AF_UNIX)
+        self.addCleanup(self.server.close)
+        self.server.bind(self.path('silent'))
+        self.server.settimeout(sd.TIMEOUT)
+        self.server.listen()
+        image = sd.create_image(self.path('a.img'), 'raw', sd.MIB)
+        self.d = self.daemon('--drive', f'id=drive0,file={image},format=raw,node-name=a,if=none')
+
+    def try_all(self):
+        d = self.d
+        for command in ('query-named-block-nodes', 'x-debug-query-block-graph'):
+            self.assertNotIn("'half'", str(d.cmd(command)))
+        self.assertNotIn("'half'", str(d.cmd('query-blockstats', query_nodes=True)))
+        missing = "nor node-name='half'"
+        for job in ('blockdev-mirror', 'blockdev-backup'):
+            self.fails(d, missing, job, job_id='j', device='a', target='half', sync='full')
+            self.fails(d, missing, job, job_id='j', device='half', target='a', sync='full')
+        self.fails(d, missing, 'block-dirty-bitmap-add', node='half', name='b')
+        self.fails(d, missing, 'block_resize', node_name='half', size=512)
+        self.fails(d, missing, 'blockdev-add', driver='raw', node_name='above', file='half')
+        self.fails(d, "Failed to find node with node-name='half'", 'blockdev-del', node_name='half')
+        self.fails(d, "Duplicate nodes with node-name='half'", 'blockdev-add', driver='null-co', node_name='half')
+
+    def test_opening(self):
+        self.d.nbd_server()
+        nbd = {'driver': 'nbd', 'server': {'type': 'unix', 'path': self.path('silent')}}
+        for options in (nbd, {'driver': 'raw', 'file': nbd}, {'driver': 'qcow2', 'file': nbd}):
+            with self.subTest(driver=options['driver']):
+                with self.d.connect() as other:
+                    adding = other.start('blockdev-add', options, node_name='half')
+                    connection = self.server.accept()[0]
+                    self.try_all()
+                    self.fails(self.d, "nor node-name='half'", 'block-export-add', type='nbd', id='e', node_name='half')
+                    connection.close()
+                    self.assertIn('error', other.finish(adding))
+
+    def test_its_own_child(self):
+        self.fails(self.d, "Cannot find device='half' nor node-name='half'", 'blockdev-add', driver='raw',
+                   node_name='half', file='half')
+
+
 if __name__ == '__main__':
     sd.main()
