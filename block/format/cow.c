@@ -88,7 +88,8 @@ static int cow_co_load(Cow *c, bool head_zero, bool tail_zero)
 static int cow_co_trim(Cow *c)
 {
     uint64_t align = c->file->node->limits.request_alignment;
-    uint64_t head = c->w->offset & (align - 1), tail = -(c->w->offset + c->w->bytes) & (align - 1);
+    uint64_t head = u64_min(c->w->offset & (align - 1), c->head);
+    uint64_t tail = u64_min(-(c->w->offset + c->w->bytes) & (align - 1), c->tail); /* clusters may be smaller */
     int ret = 0;
 
     if (c->buf || (!c->w->fresh && c->head + c->tail <= 2 * IOV_ZEROES))
@@ -123,7 +124,8 @@ static int push_edge(const Cow *c, struct iovec *iov, uint64_t bytes, const uint
 static int cow_co_store(Cow *c)
 {
     struct iovec few[16], *iov = few;
-    size_t room = (size_t)c->w->vec->n + 8, room_bytes = room * sizeof(iov[0]);
+    size_t room = (size_t)c->w->vec->n + div_round_up(c->head, IOV_ZEROES) + div_round_up(c->tail, IOV_ZEROES);
+    size_t room_bytes = room * sizeof(iov[0]);
     IoVec all = {.size = c->head + c->w->bytes + c->tail};
     int ret;
 

@@ -24,6 +24,7 @@ typedef struct Config {
     const char *options; /* members of the node's JSON */
     unsigned slices;     /* qed: of the cache, 0: as it comes */
     bool direct;         /* O_DIRECT below */
+    unsigned align;      /* bytes: the file takes requests in such blocks; 0: of any size */
     int ops;
 } Config;
 
@@ -65,8 +66,8 @@ static const char *format(void)
 static void open_co_image(void)
 {
     node = must_co_open("{'driver':'%s','node-name':'q','discard':'unmap','cache':{'no-flush':true,'direct':%s},"
-                        "'file':{'driver':'file','filename':'%s'}%s}",
-                        format(), cfg->direct ? "true" : "false", image, cfg->options ? cfg->options : "");
+                        "'file':{'driver':'blkdebug','align':%u,'image':{'driver':'file','filename':'%s'}}%s}",
+                        format(), cfg->direct ? "true" : "false", cfg->align, image, cfg->options ? cfg->options : "");
     if (cfg->slices)
         assert_true(qed_tables_init(qed_of(node), cfg->slices, NULL));
     port = must_co_port(node, true);
@@ -395,6 +396,26 @@ static const Config configs[] = {
      .cluster = 16384,
      .ops = 200,
      .direct = true},
+    {.name = "qemu, 512, blocks of 4k",
+     .create = "-o cluster_size=512",
+     .size = MIB,
+     .cluster = 512,
+     .ops = 200,
+     .align = 4096},
+    {.name = "qemu, 2k, refcount_bits=8, blocks of 64k, backing",
+     .create = "-b base -F raw -o cluster_size=2k,refcount_bits=8",
+     .backing_format = "raw",
+     .backing_size = MIB + 512,
+     .size = 2 * MIB,
+     .cluster = 2048,
+     .ops = 200,
+     .align = 65536},
+    {.name = "qemu, 2M, blocks of 2M",
+     .create = "-o cluster_size=2M",
+     .size = 6 * MIB,
+     .cluster = 2 * MIB,
+     .ops = 100,
+     .align = 2 * MIB},
     {.name = "qemu, 2M, refcount_bits=64, backing",
      .create = "-b base -F raw -o cluster_size=2M,refcount_bits=64",
      .backing_format = "raw",
@@ -450,6 +471,13 @@ static const Config configs[] = {
      .cluster = 65536,
      .ops = 200,
      .direct = true},
+    {.name = "qed, qemu, 4k, blocks of 64k",
+     .qed = true,
+     .create = "-o cluster_size=4k",
+     .size = 2 * MIB,
+     .cluster = 4096,
+     .ops = 200,
+     .align = 65536},
 };
 
 static void model_test(void **state)
