@@ -48,10 +48,16 @@ void tracked_co_wait(TrackedRequest *req)
 
 void tracked_co_serialise(TrackedRequest *req, uint64_t align)
 {
-    uint64_t end = align_up(req->offset + req->bytes, align);
+    uint64_t start = align_down(req->offset, align), end = align_up(req->offset + req->bytes, align);
 
-    req->offset = align_down(req->offset, align);
-    req->bytes = end - req->offset;
+    if (!req->serialising || end - start > req->bytes) {
+        /* Writes may be under way that came later and passed it while it asked for less: it queues up behind them, and
+         * whoever waits for it looks again. */
+        req->ticket = req->node->next_ticket++;
+        coqueue_wake_all(&req->node->overlap_waiters);
+    }
+    req->offset = start;
+    req->bytes = end - start;
     if (!req->serialising) {
         req->serialising = true;
         req->node->serialising++;

@@ -117,6 +117,51 @@ static void test_overlap(void **state)
     fake_run(overlap_co_entry);
 }
 
+/* Lets the request go on that has been held longest. */
+static void held_co_pass(Node *node)
+{
+    coqueue_wake_one(&fake_of(node)->held);
+    for (int i = 0; i < 4; i++)
+        aio_co_reschedule();
+}
+
+/*
+ * A partial write waits for another one; meanwhile a write of whole blocks passes it. When its turn comes it must not
+ * read before that one has written, though that one came later.
+ */
+static void passed_co_entry(void *opaque)
+{
+    Node *node = fake_node("n", SIZE);
+    Write a = {.offset = 0, .bytes = 100, .value = 1}, b = {.offset = 50, .bytes = 562, .value = 2},
+          c = {.offset = 512, .bytes = 512, .value = 3};
+
+    node->limits.request_alignment = 512;
+    a.port = b.port = c.port = open_co_port(node);
+    fake_of(node)->hold = true;
+    coroutine_start(node->loop, write_co_entry, &a);
+    held_co_pass(node); /* a has read */
+    coroutine_start(node->loop, write_co_entry, &b);
+    coroutine_start(node->loop, write_co_entry, &c);
+    assert_log(node, "r0+512 w0+512 w512+512");
+    held_co_pass(node);
+    assert_true(a.done);
+    assert_log(node, ""); /* b waits for c */
+    fake_release(node);
+    while (!a.done || !b.done || !c.done)
+        aio_co_reschedule();
+    assert_int_equal(fake_of(node)->data[49], 1);
+    assert_int_equal(fake_of(node)->data[611], 2);
+    assert_int_equal(fake_of(node)->data[612], 3);
+    assert_int_equal(fake_of(node)->data[1023], 3);
+    port_co_free(a.port);
+    node_co_unref(node);
+}
+
+static void test_passed(void **state)
+{
+    fake_run(passed_co_entry);
+}
+
 static void zero_co_entry(void *opaque)
 {
     Node *node = fake_node("n", SIZE);
@@ -262,8 +307,9 @@ static void test_range(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_model), cmocka_unit_test(test_overlap), cmocka_unit_test(test_zeroes),
-        cmocka_unit_test(test_flush), cmocka_unit_test(test_status),  cmocka_unit_test(test_range),
+        cmocka_unit_test(test_model),  cmocka_unit_test(test_overlap), cmocka_unit_test(test_passed),
+        cmocka_unit_test(test_zeroes), cmocka_unit_test(test_flush),   cmocka_unit_test(test_status),
+        cmocka_unit_test(test_range),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
