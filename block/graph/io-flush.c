@@ -99,13 +99,15 @@ void node_refresh_limits(Node *node)
 }
 
 /* What lies between the old end and the end of a longer backing file must not shine through. */
-static int child_co_zero_grown(Child *child, uint64_t old_size, uint64_t size)
+static int node_co_zero_grown(Node *node, TrackedRequest *req, uint64_t old_size)
 {
-    Node *backing = node_backing(child->node);
+    uint64_t end = node->backing ? MIN(node->size, node->backing->node->size) : 0;
+    int ret;
 
-    if (!backing || backing->size <= old_size || size <= old_size)
+    if (end <= old_size)
         return 0;
-    return child_co_pwrite_zeroes(child, old_size, MIN(size, backing->size) - old_size, 0);
+    ret = node_co_write_zeroes_tracked(node, req, old_size, end - old_size, 0);
+    return node_co_write_done(node, old_size, end - old_size, 0, ret);
 }
 
 static bool driver_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode prealloc, ReqFlags flags,
@@ -136,11 +138,11 @@ bool child_co_truncate(Child *child, uint64_t size, bool exact, PreallocMode pre
     tracked_begin(&req, node, MIN(size, old_size), MAX(size, old_size) - MIN(size, old_size));
     tracked_co_serialise(&req, 1);
     ok = driver_co_truncate(node, size, exact, prealloc, flags, error);
-    tracked_end(&req);
     node->write_gen++;
     ret = node_co_refresh_size(node);
     if (ok && ret == 0)
-        ret = child_co_zero_grown(child, old_size, node->size);
+        ret = node_co_zero_grown(node, &req, old_size); /* before anybody can write there */
+    tracked_end(&req);
     node_in_flight_dec(node);
     if (ok && ret < 0)
         return error_set_errno(error, -ret, "Could not finish resizing node '%s'", node->name);

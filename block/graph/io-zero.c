@@ -85,7 +85,7 @@ int child_co_pwrite_zeroes(Child *child, uint64_t offset, uint64_t bytes, ReqFla
     g_assert(child->perm & (PERM_WRITE | (flags & REQ_WRITE_UNCHANGED ? PERM_WRITE_UNCHANGED : 0)));
     if (!bytes)
         return 0;
-    if (offset + bytes > node->size && !(child->perm & PERM_RESIZE))
+    if (offset + bytes > node->size && !((child->perm & PERM_RESIZE) && node_may_grow(node)))
         return -EIO;
     if (node->failed && (flags & REQ_FUA))
         return -EIO;

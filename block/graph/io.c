@@ -248,7 +248,7 @@ int node_co_write_padded(Node *node, TrackedRequest *req, uint64_t offset, uint6
     return 0;
 }
 
-static bool node_may_grow(const Node *node)
+bool node_may_grow(const Node *node)
 {
     while (node && !node->drv->may_grow)
         node = node->drv->is_filter && node->file ? node->file->node : NULL;

@@ -22,6 +22,9 @@ int child_co_pdiscard(Child *child, uint64_t offset, uint64_t bytes);
 int child_co_flush(Child *child);
 bool child_co_truncate(Child *child, uint64_t size, bool exact, PreallocMode prealloc, ReqFlags flags, GError **error);
 
+/* May a write past the end make it larger? */
+bool node_may_grow(const Node *node);
+
 /* Writes what @source (a leaf that block status named, alive for as long) holds at @source_offset, by the host's own
  * means. -ENOTSUP: there are none here; part of it may have been written. */
 int child_co_copy_from(Child *child, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset);

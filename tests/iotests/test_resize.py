@@ -27,6 +27,25 @@ class Resize(sd.Case):
                 if fmt == 'qcow2':
                     sd.check_image(self.img)
 
+    def test_grow_over_a_longer_backing_file(self):
+        """What the backing file has behind the old end does not come to light."""
+        for compat in ('1.1', '0.10'):
+            with self.subTest(compat):
+                base = sd.create_image(self.path(f'base-{compat}'), 'raw', 4 * sd.MIB, data=[(0, 4 * sd.MIB, 0x11)])
+                top = self.path(f'top-{compat}')
+                sd.run('qemu-img', 'create', '-q', '-f', 'qcow2', '-b', base, '-F', 'raw', '-o', f'compat={compat}', top,
+                       '1M')
+                d = self.daemon()
+                d.cmd('blockdev-add', driver='copy-on-read', node_name='f',
+                      file={'driver': 'qcow2', 'node-name': 'n', 'file': {'driver': 'file', 'filename': top}})
+                d.cmd('block-dirty-bitmap-add', node='n', name='b', granularity=65536)
+                d.cmd('block_resize', node_name='n', size=3 * sd.MIB)
+                self.assertEqual(2 * sd.MIB, d.bitmap('n', 'b')['count'])
+                d.cmd('block_resize', node_name='f', size=6 * sd.MIB)
+                d.shutdown()
+                sd.qemu_io(top, 'read -P 0x11 0 1M', 'read -P 0 1M 5M', fmt='qcow2')
+                sd.check_image(top)
+
     def test_bitmaps_grow(self):
         d = self.start('qcow2')
         d.cmd('block-dirty-bitmap-add', node='drive0', name='b', granularity=65536)
