@@ -62,10 +62,13 @@ bool node_co_set_read_only(Node *node, bool read_only, GError **error)
 
     if (node->flags.read_only == read_only)
         return true;
-    ret = node_co_flush(node);
-    if (ret < 0)
-        return error_set_errno(error, -ret, "Could not flush node '%s'", node->name);
     node_ref(node);
+    ret = node_co_flush(node);
+    if (ret < 0) {
+        error_set_errno(error, -ret, "Could not flush node '%s'", node->name);
+        node_co_unref(node);
+        return false;
+    }
     node_co_drained_begin(node);
     ok = read_only ? node_co_make_read_only(node, error) : node_co_make_writable(node, error);
     node_drained_end(node);

@@ -92,8 +92,8 @@ static Node *next_layer(Node *node, bool *around)
     return backing ? skip_silent(backing->node, around) : NULL;
 }
 
-int node_co_block_status_above(Node *top, Node *base, bool want_zero, uint64_t offset, uint64_t bytes, BlockStatus *ret,
-                               int *ret_depth)
+static int node_co_status_chain(Node *top, Node *base, bool want_zero, uint64_t offset, uint64_t bytes,
+                                BlockStatus *ret, int *ret_depth)
 {
     bool around = false;
     Node *node = skip_silent(top, &around);
@@ -130,6 +130,18 @@ int node_co_block_status_above(Node *top, Node *base, bool want_zero, uint64_t o
     if (offset + ret->bytes == top->size)
         ret->flags |= STATUS_EOF;
     return 0;
+}
+
+int node_co_block_status_above(Node *top, Node *base, bool want_zero, uint64_t offset, uint64_t bytes, BlockStatus *ret,
+                               int *ret_depth)
+{
+    int r;
+
+    /* The chain below stays what it is on the way down: a drained section of @top waits for it. */
+    node_in_flight_inc(top);
+    r = node_co_status_chain(top, base, want_zero, offset, bytes, ret, ret_depth);
+    node_in_flight_dec(top);
+    return r;
 }
 
 int node_co_is_allocated_above(Node *top, Node *base, bool include_base, uint64_t offset, uint64_t bytes,

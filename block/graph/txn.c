@@ -12,6 +12,7 @@ typedef struct Change {
     Node *parent; /* whose edge it was */
     guint index;  /* DETACH: its place in the parent's list */
     unsigned old_perm, old_shared;
+    bool by_header; /* REPLACE: it was */
 } Change;
 
 struct GraphTxn {
@@ -122,7 +123,9 @@ void graph_txn_replace(GraphTxn *txn, Child *child, Node *node)
     if (node == child->node)
         return;
     g_assert(node || !child->parent);
-    g_array_append_vals(txn->changes, &(Change){.kind = CHANGE_REPLACE, .child = child, .old = child->node}, 1);
+    g_array_append_vals(
+        txn->changes,
+        &(Change){.kind = CHANGE_REPLACE, .child = child, .old = child->node, .by_header = child->by_header}, 1);
     edge_unlink(child);
     child->by_header = false;
     if (node)
@@ -191,6 +194,7 @@ static void change_undo(Change *c)
         edge_unlink(child);
         edge_link(child, c->old);
         edge_settle(child);
+        child->by_header = c->by_header;
         if (node)
             node_drop_ref(node);
         break;
