@@ -53,7 +53,8 @@ Node *graph_lookup(Graph *graph, const char *name, GError **error)
 void graph_foreach_node(Graph *graph, void (*fn)(Node *node, void *opaque), void *opaque)
 {
     for (GList *l = graph->nodes.head; l; l = l->next)
-        fn(l->data, opaque);
+        if (!((Node *)l->data)->partial)
+            fn(l->data, opaque);
 }
 
 /* QEMU's rule for ids: a letter, then letters, digits, '-', '.', '_'. */

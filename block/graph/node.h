@@ -178,7 +178,7 @@ Node *graph_find_node(Graph *graph, const char *name);
  * Borrowed. NULL with "Cannot find device='x' nor node-name='x'" or, for an empty device, "Device 'x' has no medium".
  */
 Node *graph_lookup(Graph *graph, const char *name, GError **error);
-/* Calls @fn for every node in order of creation; @fn must not change the graph. */
+/* Calls @fn for every node that is open in order of creation; @fn must not change the graph. */
 void graph_foreach_node(Graph *graph, void (*fn)(Node *node, void *opaque), void *opaque);
 
 Node *node_ref(Node *node);
