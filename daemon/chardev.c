@@ -39,28 +39,22 @@ typedef struct Chardev {
 static bool check_socket(const ChardevOptionsSocket *s, GError **error)
 {
     int ways = (s->path != NULL) + (s->host || s->port) + (s->fd != NULL);
-    if (ways != 1) {
+    if (ways != 1)
         return error_set(error, "a socket has exactly one of 'path', 'host' with 'port', and 'fd'");
-    }
-    if (s->host && !s->port) {
+    if (s->host && !s->port)
         return error_set(error, "Parameter 'port' is missing");
-    }
-    if (s->has_wait && !s->server) {
+    if (s->has_wait && !s->server)
         return error_set(error, "Parameter 'wait' works with server=on only");
-    }
-    if (s->has_reconnect && (s->server || s->fd)) {
+    if (s->has_reconnect && (s->server || s->fd))
         return error_set(error, "Parameter 'reconnect' works with server=off and without fd only");
-    }
-    if (s->has_ipv4 && s->has_ipv6 && !s->ipv4 && !s->ipv6) {
+    if (s->has_ipv4 && s->has_ipv6 && !s->ipv4 && !s->ipv6)
         return error_set(error, "Parameter 'ipv4' and 'ipv6' cannot both be off");
-    }
     if (s->fd) {
         char *end;
         errno = 0;
         long fd = strtol(s->fd, &end, 10);
-        if (errno || *end || end == s->fd || fd < 0 || fd > INT_MAX) {
+        if (errno || *end || end == s->fd || fd < 0 || fd > INT_MAX)
             return error_set(error, "Parameter 'fd' expects the number of a descriptor, not '%s'", s->fd);
-        }
     }
     return true;
 }
@@ -68,9 +62,8 @@ static bool check_socket(const ChardevOptionsSocket *s, GError **error)
 void *chardev_decode(JsonNode *tree, QapiSource source, GError **error)
 {
     ChardevOptions *options = qapi_decode(&qapi_type_ChardevOptions, source, tree, error);
-    if (options && options->backend == CHARDEV_BACKEND_KIND_SOCKET && !check_socket(&options->u.socket, error)) {
+    if (options && options->backend == CHARDEV_BACKEND_KIND_SOCKET && !check_socket(&options->u.socket, error))
         g_clear_pointer(&options, qapi_free_ChardevOptions);
-    }
     return options;
 }
 
@@ -106,9 +99,8 @@ static void session_ended(void *opaque)
 {
     Chardev *c = opaque;
     c->sessions--;
-    if (c->listener) {
+    if (c->listener)
         socket_listener_pause(c->listener, false);
-    }
     coqueue_wake_all(&c->disconnected);
 }
 
@@ -133,9 +125,8 @@ static void connected(int fd, void *opaque)
     g_array_append_val(c->pending, fd);
     coqueue_wake_all(&c->first);
     serve_pending(c);
-    if (c->listener && c->sessions + c->pending->len >= MAX_SESSIONS) {
+    if (c->listener && c->sessions + c->pending->len >= MAX_SESSIONS)
         socket_listener_pause(c->listener, true);
-    }
 }
 
 /* ---- kinds ------------------------------------------------------------------------------------------------------ */
@@ -143,15 +134,13 @@ static void connected(int fd, void *opaque)
 static bool listen_co_start(Chardev *c, const ChardevOptionsSocket *s, const SocketAddr *addr, GError **error)
 {
     c->listener = socket_co_listen(c->daemon->loop, addr, connected, c, error);
-    if (!c->listener) {
+    if (!c->listener)
         return false;
-    }
     if (!s->has_wait || s->wait) {
         g_autofree char *where = socket_addr_str(addr);
         g_printerr("storage-daemon: info: waiting for a client at %s\n", where);
-        while (!c->pending->len && !c->daemon->quitting) {
+        while (!c->pending->len && !c->daemon->quitting)
             coqueue_co_wait(&c->first, NULL);
-        }
     }
     return true;
 }
@@ -172,9 +161,8 @@ static void connector_co_entry(void *opaque)
         SocketAddr addr = socket_addr(s);
         int fd = aio_co_sleep_until(LOOP_CLOCK_REAL, due) == 0 && !c->closing ? socket_co_connect(&addr, NULL) : -1;
         c->connecting = false;
-        if (fd >= 0) {
+        if (fd >= 0)
             connected(fd, c);
-        }
     }
     c->connector = NULL;
     coqueue_wake_all(&c->first);
@@ -193,9 +181,8 @@ static bool connect_co_start(Chardev *c, const ChardevOptionsSocket *s, const So
         g_printerr("storage-daemon: warning: %s; trying again every %u s\n", cause->message, s->reconnect);
         g_error_free(cause);
     }
-    if (s->has_reconnect && s->reconnect) {
+    if (s->has_reconnect && s->reconnect)
         coroutine_start(c->daemon->loop, connector_co_entry, c);
-    }
     return true;
 }
 
@@ -203,15 +190,13 @@ static bool stdio_start(Chardev *c, const ChardevOptionsStdio *stdio, GError **e
 {
     for (GList *l = c->daemon->chardevs.head; l; l = l->next) {
         const Chardev *other = l->data;
-        if (other != c && other->options->backend == CHARDEV_BACKEND_KIND_STDIO) {
+        if (other != c && other->options->backend == CHARDEV_BACKEND_KIND_STDIO)
             return error_set(error, "standard input and output are taken by chardev '%s' already", other->id);
-        }
     }
     if (stdio->has_signal && !stdio->signal && isatty(STDIN_FILENO)) {
         struct termios raw;
-        if (tcgetattr(STDIN_FILENO, &raw) < 0) {
+        if (tcgetattr(STDIN_FILENO, &raw) < 0)
             return error_set_errno(error, errno, "cannot look at the terminal's settings");
-        }
         c->terminal = g_memdup2(&raw, sizeof(raw));
         raw.c_lflag &= ~(tcflag_t)ISIG;
         tcsetattr(STDIN_FILENO, TCSANOW, &raw);
@@ -226,9 +211,8 @@ static Chardev *chardev_find(Daemon *daemon, const char *id)
 {
     for (GList *l = daemon->chardevs.head; l; l = l->next) {
         Chardev *c = l->data;
-        if (strcmp(c->id, id) == 0) {
+        if (strcmp(c->id, id) == 0)
             return c;
-        }
     }
     return NULL;
 }
@@ -247,22 +231,18 @@ static void chardev_co_close(Chardev *c)
     c->closing = true;
     socket_listener_co_close(g_steal_pointer(&c->listener));
     while (c->connector) {
-        if (c->connecting) {
+        if (c->connecting)
             aio_cancel(c->connector);
-        }
         coqueue_wake_all(&c->disconnected);
         coqueue_co_wait(&c->first, NULL);
     }
     coqueue_wake_all(&c->first);
-    if (c->options->backend == CHARDEV_BACKEND_KIND_SOCKET) {
-        for (guint i = 0; i < c->pending->len; i++) {
+    if (c->options->backend == CHARDEV_BACKEND_KIND_SOCKET)
+        for (guint i = 0; i < c->pending->len; i++)
             close(g_array_index(c->pending, int, i));
-        }
-    }
     g_array_set_size(c->pending, 0);
-    if (c->terminal) {
+    if (c->terminal)
         tcsetattr(STDIN_FILENO, TCSANOW, c->terminal);
-    }
 }
 
 /* An inherited descriptor must be what it is said to be, or its first use would fail in some odd way. */
@@ -270,9 +250,8 @@ static bool check_fd(const ChardevOptionsSocket *s, int fd, GError **error)
 {
     int listening = 0;
     socklen_t len = sizeof(listening);
-    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len) < 0) {
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len) < 0)
         return error_set_errno(error, errno, "fd %d is not a socket that can be used", fd);
-    }
     if (s->server != !!listening) {
         return error_set(error, "fd %d %s, which does not go with server=%s", fd,
                          listening ? "listens" : "does not listen", s->server ? "on" : "off");
@@ -282,9 +261,8 @@ static bool check_fd(const ChardevOptionsSocket *s, int fd, GError **error)
 
 bool chardev_co_new(Daemon *daemon, const ChardevOptions *options, GError **error)
 {
-    if (chardev_find(daemon, options->id)) {
+    if (chardev_find(daemon, options->id))
         return error_set(error, "Chardev with id '%s' already exists", options->id);
-    }
     Chardev *c = g_new0(Chardev, 1);
     c->daemon = daemon;
     c->id = g_strdup(options->id);
@@ -316,12 +294,10 @@ bool chardev_co_apply(Daemon *daemon, void *options, GError **error)
 bool monitor_new(Daemon *daemon, const MonitorOptions *options, GError **error)
 {
     Chardev *c = chardev_find(daemon, options->chardev);
-    if (!c) {
+    if (!c)
         return error_set(error, "chardev \"%s\" not found", options->chardev);
-    }
-    if (c->has_monitor) {
+    if (c->has_monitor)
         return error_set(error, "chardev \"%s\" is in use by a monitor already", options->chardev);
-    }
     c->has_monitor = true;
     c->pretty = options->pretty;
     serve_pending(c);
@@ -335,29 +311,25 @@ bool monitor_co_apply(Daemon *daemon, void *options, GError **error)
 
 void chardevs_serve(Daemon *daemon)
 {
-    for (GList *l = daemon->chardevs.head; l; l = l->next) {
+    for (GList *l = daemon->chardevs.head; l; l = l->next)
         serve_pending(l->data);
-    }
 }
 
 void chardevs_stop_waiting(Daemon *daemon)
 {
-    for (GList *l = daemon->chardevs.head; l; l = l->next) {
+    for (GList *l = daemon->chardevs.head; l; l = l->next)
         coqueue_wake_all(&((Chardev *)l->data)->first);
-    }
 }
 
 void chardevs_co_close(Daemon *daemon)
 {
-    for (GList *l = daemon->chardevs.head; l; l = l->next) {
+    for (GList *l = daemon->chardevs.head; l; l = l->next)
         chardev_co_close(l->data);
-    }
 }
 
 void chardevs_free(Daemon *daemon)
 {
     Chardev *c;
-    while ((c = g_queue_pop_head(&daemon->chardevs))) {
+    while ((c = g_queue_pop_head(&daemon->chardevs)))
         chardev_free(c);
-    }
 }

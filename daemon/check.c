@@ -17,17 +17,15 @@ typedef struct Checker {
 
 static bool define(GHashTable *set, const char *what, const char *key, const char *name, GError **error)
 {
-    if (!g_hash_table_add(set, (char *)name)) {
+    if (!g_hash_table_add(set, (char *)name))
         return error_set(error, "'%s': %s '%s' exists already", key, what, name);
-    }
     return true;
 }
 
 static bool use(GHashTable *set, const char *what, const char *key, const char *name, GError **error)
 {
-    if (!g_hash_table_contains(set, name)) {
+    if (!g_hash_table_contains(set, name))
         return error_set(error, "'%s': there is no %s '%s' so far", key, what, name);
-    }
     return true;
 }
 
@@ -45,17 +43,15 @@ static bool check_struct(Checker *c, const QapiType *type, const char *key, cons
     g_autofree char *name_key = NULL;
     for (uint32_t i = 0; i < type->n_members; i++) {
         const QapiMember *m = &type->members[i];
-        if (m->has_offset >= 0 && !*(const bool *)(value + m->has_offset)) {
+        if (m->has_offset >= 0 && !*(const bool *)(value + m->has_offset))
             continue;
-        }
         g_autofree char *below = key_below(key, m->name);
         if (strcmp(m->name, "node-name") == 0 && m->type->kind == QAPI_KIND_STR) {
             name = *(const char *const *)(value + m->offset);
             name_key = g_steal_pointer(&below);
         } else if (strcmp(m->name, "throttle-group") == 0) {
-            if (!use(c->objects, "object", below, *(const char *const *)(value + m->offset), error)) {
+            if (!use(c->objects, "object", below, *(const char *const *)(value + m->offset), error))
                 return false;
-            }
         } else if (!check_value(c, m->type, below, value + m->offset, error)) {
             return false;
         }
@@ -63,9 +59,8 @@ static bool check_struct(Checker *c, const QapiType *type, const char *key, cons
     if (type->tag) {
         unsigned tag = *(const unsigned *)(value + type->tag->offset);
         const QapiType *branch = tag < type->tag->type->max ? type->branches[tag] : NULL;
-        if (branch && !check_struct(c, branch, key, value + type->branch_offset, error)) {
+        if (branch && !check_struct(c, branch, key, value + type->branch_offset, error))
             return false;
-        }
     }
     return !name || define(c->nodes, "node", name_key, name, error);
 }
@@ -75,9 +70,8 @@ static bool check_alternate(Checker *c, const QapiType *type, const char *key, c
     unsigned kind = *(const unsigned *)value;
     const QapiMember *m = &type->members[kind];
     const void *at = (const char *)value + m->offset;
-    if (m->type->kind == QAPI_KIND_STR && g_str_has_prefix(type->name, "BlockdevRef")) {
+    if (m->type->kind == QAPI_KIND_STR && g_str_has_prefix(type->name, "BlockdevRef"))
         return use(c->nodes, "node", key, *(const char *const *)at, error);
-    }
     return m->type->kind == QAPI_KIND_NULL || check_value(c, m->type, key, at, error);
 }
 
@@ -86,9 +80,8 @@ static bool check_list(Checker *c, const QapiType *type, const char *key, const 
     size_t step = qapi_is_pointer(type->element) ? sizeof(void *) : type->element->size;
     for (size_t i = 0; i < list->len; i++) {
         g_autofree char *below = g_strdup_printf("%s.%zu", key, i);
-        if (!check_value(c, type->element, below, (const char *)list->items + i * step, error)) {
+        if (!check_value(c, type->element, below, (const char *)list->items + i * step, error))
             return false;
-        }
     }
     return true;
 }
@@ -97,9 +90,8 @@ static bool check_list(Checker *c, const QapiType *type, const char *key, const 
 static bool check_value(Checker *c, const QapiType *type, const char *key, const void *at, GError **error)
 {
     const void *value = qapi_is_pointer(type) ? *(const void *const *)at : at;
-    if (!value) {
+    if (!value)
         return true;
-    }
     switch (type->kind) {
     case QAPI_KIND_STRUCT:
         return check_struct(c, type, key, value, error);
@@ -120,49 +112,41 @@ static bool check_drive_tree(Checker *c, JsonNode *tree, const char *key, GError
     json_object_iter_init_ordered(&iter, json_node_get_object(tree));
     while (json_object_iter_next_ordered(&iter, &name, &value)) {
         g_autofree char *below = key_below(key, name);
-        if (JSON_NODE_HOLDS_OBJECT(value) && !check_drive_tree(c, value, below, error)) {
+        if (JSON_NODE_HOLDS_OBJECT(value) && !check_drive_tree(c, value, below, error))
             return false;
-        }
         if (strcmp(name, "node-name") == 0 && json_node_get_value_type(value) == G_TYPE_STRING &&
-            !define(c->nodes, "node", below, json_node_get_string(value), error)) {
+            !define(c->nodes, "node", below, json_node_get_string(value), error))
             return false;
-        }
     }
     return true;
 }
 
 static bool check_export(Checker *c, const BlockExportOptions *e, GError **error)
 {
-    if (e->type == BLOCK_EXPORT_TYPE_NBD && !c->nbd_server) {
+    if (e->type == BLOCK_EXPORT_TYPE_NBD && !c->nbd_server)
         return error_set(error, "'type': an export of type nbd needs nbd-server before it");
-    }
     return use(c->nodes, "node", "node-name", e->node_name, error) && define(c->exports, "export", "id", e->id, error);
 }
 
 static bool check_option(Checker *c, const Option *o, GError **error)
 {
     const char *word = o->word->name;
-    if (strcmp(word, "blockdev") == 0) {
+    if (strcmp(word, "blockdev") == 0)
         return check_struct(c, o->word->type, "", o->value, error);
-    }
-    if (strcmp(word, "drive") == 0) {
+    if (strcmp(word, "drive") == 0)
         return define(c->devices, "device", "id", drive_id(o->value), error) && check_drive_tree(c, o->tree, "", error);
-    }
-    if (strcmp(word, "chardev") == 0) {
+    if (strcmp(word, "chardev") == 0)
         return define(c->chardevs, "chardev", "id", ((const ChardevOptions *)o->value)->id, error);
-    }
     if (strcmp(word, "monitor") == 0) {
         const MonitorOptions *m = o->value;
         return use(c->chardevs, "chardev", "chardev", m->chardev, error) &&
                define(c->monitors, "monitor at", "chardev", m->chardev, error);
     }
-    if (strcmp(word, "object") == 0) {
+    if (strcmp(word, "object") == 0)
         return define(c->objects, "object", "id", ((const ObjectOptions *)o->value)->id, error);
-    }
     if (strcmp(word, "nbd-server") == 0) {
-        if (c->nbd_server) {
+        if (c->nbd_server)
             return error_set(error, "there is one NBD server already");
-        }
         c->nbd_server = true;
     }
     return strcmp(word, "export") != 0 || check_export(c, o->value, error);
@@ -172,28 +156,24 @@ bool options_check_names(const Options *options, GError **error)
 {
     Checker c = {0};
     GHashTable **sets[] = {&c.nodes, &c.devices, &c.chardevs, &c.monitors, &c.exports, &c.objects};
-    for (size_t i = 0; i < G_N_ELEMENTS(sets); i++) {
+    for (size_t i = 0; i < G_N_ELEMENTS(sets); i++)
         *sets[i] = g_hash_table_new(g_str_hash, g_str_equal);
-    }
     bool ok = true;
     for (guint i = 0; i < options->list->len && ok; i++) {
         const Option *o = g_ptr_array_index(options->list, i);
         ok = check_option(&c, o, error);
-        if (!ok) {
+        if (!ok)
             option_blame(o, error);
-        }
     }
-    for (size_t i = 0; i < G_N_ELEMENTS(sets); i++) {
+    for (size_t i = 0; i < G_N_ELEMENTS(sets); i++)
         g_hash_table_destroy(*sets[i]);
-    }
     return ok;
 }
 
 bool options_check_background(const Options *options, GError **error)
 {
-    if (!options_last(options, "daemonize")) {
+    if (!options_last(options, "daemonize"))
         return true;
-    }
     for (guint i = 0; i < options->list->len; i++) {
         const Option *o = g_ptr_array_index(options->list, i);
         if (strcmp(o->word->name, "chardev") == 0 &&

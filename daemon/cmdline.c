@@ -19,32 +19,29 @@ static const OptionWord *find_word(const char *arg, const char **ret_value, GErr
         }
     }
     if (strncmp(arg, "--", 2) != 0) {
-        if (arg[0] == '-' && arg[1] && option_find(arg + 1)) {
+        if (arg[0] == '-' && arg[1] && option_find(arg + 1))
             error_set(error, "unrecognized option '%s'; options have two dashes: --%s", arg, arg + 1);
-        } else if (arg[0] == '-') {
+        else if (arg[0] == '-')
             error_set(error, "unrecognized option '%s' (see --help)", arg);
-        } else {
+        else
             error_set(error, "%s: Unexpected argument (see --help)", arg);
-        }
         return NULL;
     }
     const char *equals = strchr(arg, '=');
     g_autofree char *name = equals ? g_strndup(arg + 2, (size_t)(equals - arg - 2)) : g_strdup(arg + 2);
     const OptionWord *word = option_find(name), *near = option_nearest(name);
-    if (!word && near) {
+    if (!word && near)
         error_set(error, "unrecognized option '--%s'; is '--%s' meant?", name, near->name);
-    } else if (!word) {
+    else if (!word)
         error_set(error, "unrecognized option '--%s' (see --help)", name);
-    }
     *ret_value = equals ? equals + 1 : NULL;
     return word;
 }
 
 static bool add_option(Options *options, const OptionWord *word, const char *value, GError **error)
 {
-    if (strcmp(word->name, "config") == 0) {
+    if (strcmp(word->name, "config") == 0)
         return config_read(options, value, error);
-    }
     g_autofree char *title =
         value ? g_strdup_printf("--%s %s", word->name, value) : g_strdup_printf("--%s", word->name);
     Option *o = options_add(options, word, NULL, 0, title);
@@ -66,16 +63,13 @@ bool options_parse_argv(Options *options, int argc, char **argv, GError **error)
     for (int i = 1; i < argc; i++) {
         const char *value = NULL;
         const OptionWord *word = find_word(argv[i], &value, error);
-        if (!word) {
+        if (!word)
             return false;
-        }
-        if (word->form == OPTION_FLAG && value) {
+        if (word->form == OPTION_FLAG && value)
             return error_set(error, "option '--%s' doesn't allow an argument", word->name);
-        }
         if (word->form != OPTION_FLAG && !value) {
-            if (i + 1 == argc) {
+            if (i + 1 == argc)
                 return error_set(error, "option '--%s' requires an argument", word->name);
-            }
             value = argv[++i];
         }
         if (strcmp(word->name, "help") == 0 || strcmp(word->name, "version") == 0) {
@@ -83,9 +77,8 @@ bool options_parse_argv(Options *options, int argc, char **argv, GError **error)
             options_add(options, word, NULL, 0, word->name);
             return true;
         }
-        if (!add_option(options, word, value, error)) {
+        if (!add_option(options, word, value, error))
             return false;
-        }
     }
     return true;
 }
@@ -93,9 +86,8 @@ bool options_parse_argv(Options *options, int argc, char **argv, GError **error)
 static void print_indented(const char *text, const char *indent)
 {
     g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
-    for (char **line = lines; *line; line++) {
+    for (char **line = lines; *line; line++)
         printf("%s%s\n", indent, *line);
-    }
 }
 
 void options_print_help(void)
@@ -108,20 +100,17 @@ void options_print_help(void)
            "Options:\n");
     for (const OptionWord *w = option_words; w->name; w++) {
         g_auto(GStrv) forms = g_strsplit(w->value_help ? w->value_help : "", "\n", -1);
-        if (w->letter) {
+        if (w->letter)
             printf("  -%c, --%s\n", w->letter, w->name);
-        }
         for (char **form = forms; *form; form++) {
             /* A form that starts with '[,' goes on where the last one ended. */
-            if (g_str_has_prefix(*form, "[,")) {
+            if (g_str_has_prefix(*form, "[,"))
                 printf("        %s\n", *form);
-            } else {
+            else
                 printf("  --%s %s\n", w->name, *form);
-            }
         }
-        if (!forms[0] && !w->letter) {
+        if (!forms[0] && !w->letter)
             printf("  --%s\n", w->name);
-        }
         print_indented(w->help, "          ");
     }
     printf("\n"

@@ -34,9 +34,8 @@ static bool refuse(const Reader *r, const char *what, GError **error)
 static bool end_section(Reader *r, GError **error)
 {
     Option *o = g_steal_pointer(&r->section);
-    if (!o) {
+    if (!o)
         return true;
-    }
     o->tree = keyval_finish(o->tree, error);
     if (!o->tree) {
         option_blame(o, error);
@@ -61,18 +60,16 @@ static bool add_pair(Reader *r, const char *key, const char *value, GError **err
 static const OptionWord *find_word(const Reader *r, const char *name, GError **error)
 {
     const OptionWord *word = option_find(name);
-    if (word && !word->only_command_line) {
+    if (word && !word->only_command_line)
         return word;
-    }
     g_autofree char *what = NULL;
     const OptionWord *near = option_nearest(name);
-    if (word) {
+    if (word)
         what = g_strdup_printf("'%s' works on the command line only", name);
-    } else if (near && !near->only_command_line) {
+    else if (near && !near->only_command_line)
         what = g_strdup_printf("there is no '%s'; is '%s' meant?", name, near->name);
-    } else {
+    else
         what = g_strdup_printf("there is no '%s'", name);
-    }
     refuse(r, what, error);
     return NULL;
 }
@@ -81,9 +78,8 @@ static const OptionWord *find_word(const Reader *r, const char *name, GError **e
 static bool begin_section(Reader *r, char *text, GError **error)
 {
     size_t len = strlen(text);
-    if (text[len - 1] != ']') {
+    if (text[len - 1] != ']')
         return refuse(r, "a section's header ends with ']'", error);
-    }
     text[len - 1] = '\0';
     g_autofree char *header = g_strdup(g_strstrip(text + 1));
     g_autofree char *title = g_strdup_printf("[%s]", header);
@@ -91,13 +87,11 @@ static bool begin_section(Reader *r, char *text, GError **error)
     g_autofree char *kind = g_strndup(header, (size_t)(name - header));
     g_strstrip(name);
     size_t name_len = strlen(name);
-    if (name_len && (name_len < 3 || name[0] != '"' || name[name_len - 1] != '"')) {
+    if (name_len && (name_len < 3 || name[0] != '"' || name[name_len - 1] != '"'))
         return refuse(r, "a section's header is [word] or [word \"name\"]", error);
-    }
     const OptionWord *word = find_word(r, kind, error);
-    if (!word) {
+    if (!word)
         return false;
-    }
     if (word->form != OPTION_KEYVAL) {
         g_autofree char *what =
             g_strdup_printf("'%s' is no section: write '%s = …' before the first section", kind, kind);
@@ -110,9 +104,8 @@ static bool begin_section(Reader *r, char *text, GError **error)
     r->section = options_add(r->options, word, r->path, r->line, title);
     r->section->tree = keyval_new();
     r->section->source = QAPI_SOURCE_KEYVAL;
-    if (!name_len) {
+    if (!name_len)
         return true;
-    }
     name[name_len - 1] = '\0';
     return add_pair(r, word->section_key, name + 1, error);
 }
@@ -121,9 +114,8 @@ static bool begin_section(Reader *r, char *text, GError **error)
 static bool plain_word(Reader *r, const char *key, const char *value, GError **error)
 {
     const OptionWord *word = find_word(r, key, error);
-    if (!word) {
+    if (!word)
         return false;
-    }
     if (word->form == OPTION_KEYVAL) {
         g_autofree char *what = word->section_key ? g_strdup_printf("'%s' is a section: [%s \"name\"]", key, key)
                                                   : g_strdup_printf("'%s' is a section: [%s]", key, key);
@@ -138,9 +130,8 @@ static bool plain_word(Reader *r, const char *key, const char *value, GError **e
             g_autofree char *what = g_strdup_printf("'%s' is on or off, not '%s'", key, value);
             return refuse(r, what, error);
         }
-        if (strcmp(value, "on") == 0) {
+        if (strcmp(value, "on") == 0)
             options_add(r->options, word, r->path, r->line, key);
-        }
         return true;
     }
     options_add(r->options, word, r->path, r->line, key)->text = g_strdup(value);
@@ -164,20 +155,16 @@ static bool section_line(Reader *r, const char *key, const char *value, GError *
 
 static bool read_line(Reader *r, char *text, GError **error)
 {
-    if (!g_utf8_validate(text, -1, NULL)) {
+    if (!g_utf8_validate(text, -1, NULL))
         return refuse(r, "not UTF-8", error);
-    }
     g_strstrip(text);
-    if (!*text || *text == '#' || *text == ';') {
+    if (!*text || *text == '#' || *text == ';')
         return true;
-    }
-    if (*text == '[') {
+    if (*text == '[')
         return end_section(r, error) && begin_section(r, text, error);
-    }
     char *equals = strchr(text, '=');
-    if (!equals || equals == text) {
+    if (!equals || equals == text)
         return refuse(r, "neither 'key = value', nor a [section], nor a # comment", error);
-    }
     *equals = '\0';
     char *key = g_strchomp(text), *value = g_strchug(equals + 1);
     size_t len = strlen(value);
@@ -208,13 +195,11 @@ bool config_read(Options *options, const char *path, GError **error)
     while (next) {
         char *line = next;
         next = strchr(line, '\n');
-        if (next) {
+        if (next)
             *next++ = '\0';
-        }
         r.line++;
-        if (!read_line(&r, line, error)) {
+        if (!read_line(&r, line, error))
             return false;
-        }
     }
     return end_section(&r, error);
 }

@@ -23,14 +23,12 @@ static JsonNode *receive(Ctl *ctl, int timeout_ms, GError **error)
         }
         struct pollfd p = {.fd = ctl->fd, .events = POLLIN};
         int ready = poll(&p, 1, timeout_ms);
-        if (ready == 0) {
+        if (ready == 0)
             return NULL;
-        }
         char buffer[16384];
         ssize_t n = ready < 0 ? -1 : recv(ctl->fd, buffer, sizeof(buffer), 0);
-        if (n < 0 && errno == EINTR) {
+        if (n < 0 && errno == EINTR)
             continue;
-        }
         if (n < 0) {
             error_set_errno(error, errno, "cannot read from the daemon");
             return NULL;
@@ -53,12 +51,10 @@ static bool send_all(Ctl *ctl, const char *text, GError **error)
     size_t size = strlen(text);
     while (size) {
         ssize_t n = send(ctl->fd, text, size, MSG_NOSIGNAL);
-        if (n < 0 && errno == EINTR) {
+        if (n < 0 && errno == EINTR)
             continue;
-        }
-        if (n < 0) {
+        if (n < 0)
             return error_set_errno(error, errno, "cannot write to the daemon");
-        }
         text += n;
         size -= (size_t)n;
     }
@@ -69,14 +65,12 @@ static bool send_all(Ctl *ctl, const char *text, GError **error)
 static JsonNode *unwrap(const char *command, JsonNode *reply, GError **error)
 {
     JsonObject *object = json_node_get_object(reply);
-    if (json_object_has_member(object, "return")) {
+    if (json_object_has_member(object, "return"))
         return json_node_copy(json_object_get_member(object, "return"));
-    }
     JsonNode *e = json_object_get_member(object, "error");
     const char *text = NULL;
-    if (e && JSON_NODE_HOLDS_OBJECT(e)) {
+    if (e && JSON_NODE_HOLDS_OBJECT(e))
         text = json_object_get_string_member_with_default(json_node_get_object(e), "desc", NULL);
-    }
     error_set(error, "%s: %s", command, text ? text : "the daemon's reply makes no sense");
     return NULL;
 }
@@ -85,45 +79,39 @@ JsonNode *ctl_call(Ctl *ctl, const char *command, JsonNode *arguments, GError **
 {
     JsonObject *object = json_object_new();
     json_object_set_string_member(object, "execute", command);
-    if (arguments) {
+    if (arguments)
         json_object_set_member(object, "arguments", arguments);
-    }
     json_object_set_int_member(object, "id", ++ctl->next_id);
     g_autoptr(JsonNode) message = json_node_new(JSON_NODE_OBJECT);
     json_node_take_object(message, object);
     g_autofree char *text = json_to_str(message, false);
     g_autofree char *line = g_strconcat(text, "\n", NULL);
-    if (!send_all(ctl, line, error)) {
+    if (!send_all(ctl, line, error))
         return NULL;
-    }
     for (;;) {
         g_autoptr(JsonNode) reply = receive(ctl, -1, error);
-        if (!reply) {
+        if (!reply)
             return NULL;
-        }
-        if (has_member(reply, "event")) {
+        if (has_member(reply, "event"))
             g_queue_push_tail(&ctl->events, g_steal_pointer(&reply));
-        } else if (has_member(reply, "return") || has_member(reply, "error")) {
+        else if (has_member(reply, "return") || has_member(reply, "error"))
             return unwrap(command, reply, error);
-        }
     }
 }
 
 bool ctl_event(Ctl *ctl, int timeout_ms, JsonNode **ret, GError **error)
 {
     *ret = g_queue_pop_head(&ctl->events);
-    if (*ret) {
+    if (*ret)
         return true;
-    }
     GError *cause = NULL;
     *ret = receive(ctl, timeout_ms, &cause);
     if (cause) {
         g_propagate_error(error, cause);
         return false;
     }
-    if (*ret && !has_member(*ret, "event")) {
+    if (*ret && !has_member(*ret, "event"))
         g_clear_pointer(ret, json_node_unref);
-    }
     return true;
 }
 
@@ -131,9 +119,8 @@ bool ctl_connect(Ctl *ctl, const char *path, GError **error)
 {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
     *ctl = (Ctl){.fd = -1, .events = G_QUEUE_INIT};
-    if (strlen(path) >= sizeof(addr.sun_path)) {
+    if (strlen(path) >= sizeof(addr.sun_path))
         return error_set(error, "socket path '%s' is too long", path);
-    }
     memcpy(addr.sun_path, path, strlen(path));
     ctl->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (ctl->fd < 0 || connect(ctl->fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
@@ -144,16 +131,14 @@ bool ctl_connect(Ctl *ctl, const char *path, GError **error)
     ctl->stream = json_stream_new();
     g_autoptr(JsonNode) greeting = receive(ctl, 10000, error);
     if (!greeting || !has_member(greeting, "QMP")) {
-        if (error && !*error) {
+        if (error && !*error)
             error_set(error, "what listens at '%s' does not speak QMP", path);
-        }
         ctl_close(ctl);
         return false;
     }
     g_autoptr(JsonNode) done = ctl_call(ctl, "qmp_capabilities", NULL, error);
-    if (!done) {
+    if (!done)
         ctl_close(ctl);
-    }
     return done != NULL;
 }
 

@@ -16,11 +16,9 @@ typedef struct Picture {
 
 static const XDbgBlockGraphNode *vertex(const Picture *p, uint64_t id)
 {
-    for (size_t i = 0; i < p->graph->nodes->len; i++) {
-        if (p->graph->nodes->items[i]->id == id) {
+    for (size_t i = 0; i < p->graph->nodes->len; i++)
+        if (p->graph->nodes->items[i]->id == id)
             return p->graph->nodes->items[i];
-        }
-    }
     return NULL;
 }
 
@@ -43,19 +41,16 @@ static char *label(const Picture *p, const XDbgBlockGraphNode *v)
 
 static void draw_below(Picture *p, uint64_t id, const char *indent)
 {
-    if (!g_hash_table_add(p->drawn, GSIZE_TO_POINTER(id))) {
+    if (!g_hash_table_add(p->drawn, GSIZE_TO_POINTER(id)))
         return;
-    }
     size_t left = 0;
-    for (size_t i = 0; i < p->graph->edges->len; i++) {
+    for (size_t i = 0; i < p->graph->edges->len; i++)
         left += p->graph->edges->items[i]->parent == id;
-    }
     for (size_t i = 0; i < p->graph->edges->len; i++) {
         const XDbgBlockGraphEdge *e = p->graph->edges->items[i];
         const XDbgBlockGraphNode *child = e->parent == id ? vertex(p, e->child) : NULL;
-        if (!child) {
+        if (!child)
             continue;
-        }
         bool last = --left == 0;
         bool again = g_hash_table_contains(p->drawn, GSIZE_TO_POINTER(child->id));
         g_autofree char *text = label(p, child);
@@ -69,11 +64,9 @@ static void draw_below(Picture *p, uint64_t id, const char *indent)
 
 static bool has_parent(const Picture *p, uint64_t id)
 {
-    for (size_t i = 0; i < p->graph->edges->len; i++) {
-        if (p->graph->edges->items[i]->child == id) {
+    for (size_t i = 0; i < p->graph->edges->len; i++)
+        if (p->graph->edges->items[i]->child == id)
             return true;
-        }
-    }
     return false;
 }
 
@@ -87,9 +80,8 @@ static void draw_tree(Picture *p)
             draw_below(p, v->id, "");
         }
     }
-    if (!p->graph->nodes->len) {
+    if (!p->graph->nodes->len)
         printf("no nodes\n");
-    }
 }
 
 static char *quoted(const char *text)
@@ -129,16 +121,14 @@ int ctl_graph(Ctl *ctl, int argc, char **argv)
     g_autoptr(XDbgBlockGraph) graph = reply ? qapi_decode_XDbgBlockGraph(reply, &error) : NULL;
     g_autoptr(JsonNode) nodes_reply = graph ? ctl_call(ctl, "query-named-block-nodes", NULL, &error) : NULL;
     g_autoptr(BlockDeviceInfoList) nodes = nodes_reply ? qapi_decode_BlockDeviceInfoList(nodes_reply, &error) : NULL;
-    if (!nodes) {
+    if (!nodes)
         return ctl_fail(error);
-    }
     Picture p = {.graph = graph, .nodes = nodes, .unicode = ctl_unicode()};
     p.drawn = g_hash_table_new(NULL, NULL);
-    if (dot) {
+    if (dot)
         draw_dot(&p);
-    } else {
+    else
         draw_tree(&p);
-    }
     g_hash_table_destroy(p.drawn);
     return 0;
 }

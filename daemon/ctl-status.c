@@ -39,13 +39,11 @@ int ctl_jobs(Ctl *ctl, int argc, char **argv)
     g_autoptr(JobInfoList) jobs = reply ? qapi_decode_JobInfoList(reply, &error) : NULL;
     g_autoptr(JsonNode) block_reply = jobs ? ctl_call(ctl, "query-block-jobs", NULL, &error) : NULL;
     g_autoptr(BlockJobInfoList) block_jobs = block_reply ? qapi_decode_BlockJobInfoList(block_reply, &error) : NULL;
-    if (!block_jobs) {
+    if (!block_jobs)
         return ctl_fail(error);
-    }
     CtlTable *table = ctl_table_new("JOB", "TYPE", "STATE", "DONE", "", NULL);
-    for (size_t i = 0; i < jobs->len; i++) {
+    for (size_t i = 0; i < jobs->len; i++)
         show_job(table, jobs->items[i], block_jobs);
-    }
     ctl_table_end(table, "jobs");
     return 0;
 }
@@ -54,9 +52,8 @@ static bool show_devices(Ctl *ctl, GError **error)
 {
     g_autoptr(JsonNode) reply = ctl_call(ctl, "query-block", NULL, error);
     g_autoptr(BlockInfoList) list = reply ? qapi_decode_BlockInfoList(reply, error) : NULL;
-    if (!list) {
+    if (!list)
         return false;
-    }
     CtlTable *table = ctl_table_new("DEVICE", "NODE", "", NULL);
     for (size_t i = 0; i < list->len; i++) {
         const BlockInfo *d = list->items[i];
@@ -74,9 +71,8 @@ static bool show_nodes(Ctl *ctl, GError **error)
     json_object_set_boolean_member(json_node_get_object(arguments), "flat", TRUE);
     g_autoptr(JsonNode) reply = ctl_call(ctl, "query-named-block-nodes", arguments, error);
     g_autoptr(BlockDeviceInfoList) list = reply ? qapi_decode_BlockDeviceInfoList(reply, error) : NULL;
-    if (!list) {
+    if (!list)
         return false;
-    }
     CtlTable *table = ctl_table_new("NODE", "DRIVER", "SIZE", "", "FILE", NULL);
     for (size_t i = 0; i < list->len; i++) {
         const BlockDeviceInfo *n = list->items[i];
@@ -91,9 +87,8 @@ static bool show_exports(Ctl *ctl, GError **error)
 {
     g_autoptr(JsonNode) reply = ctl_call(ctl, "query-block-exports", NULL, error);
     g_autoptr(BlockExportInfoList) list = reply ? qapi_decode_BlockExportInfoList(reply, error) : NULL;
-    if (!list) {
+    if (!list)
         return false;
-    }
     CtlTable *table = ctl_table_new("EXPORT", "TYPE", "NODE", "", NULL);
     for (size_t i = 0; i < list->len; i++) {
         const BlockExportInfo *e = list->items[i];
@@ -107,17 +102,14 @@ static bool show_exports(Ctl *ctl, GError **error)
 int ctl_status(Ctl *ctl, int argc, char **argv)
 {
     GError *error = NULL;
-    if (!show_devices(ctl, &error)) {
+    if (!show_devices(ctl, &error))
         return ctl_fail(error);
-    }
     printf("\n");
-    if (!show_nodes(ctl, &error)) {
+    if (!show_nodes(ctl, &error))
         return ctl_fail(error);
-    }
     printf("\n");
-    if (!show_exports(ctl, &error)) {
+    if (!show_exports(ctl, &error))
         return ctl_fail(error);
-    }
     printf("\n");
     return ctl_jobs(ctl, 0, NULL);
 }
@@ -142,9 +134,8 @@ static void type_tree(JsonNode *tree)
         for (GList *l = names; l; l = l->next) {
             JsonNode *value = json_object_get_member(object, l->data);
             type_tree(value);
-            if (JSON_NODE_HOLDS_VALUE(value)) {
+            if (JSON_NODE_HOLDS_VALUE(value))
                 json_object_set_member(object, l->data, typed_value(json_node_get_string(value)));
-            }
         }
     } else if (JSON_NODE_HOLDS_ARRAY(tree)) {
         JsonArray *array = json_node_get_array(tree);
@@ -162,25 +153,22 @@ static void type_tree(JsonNode *tree)
 
 static JsonNode *qmp_arguments(int argc, char **argv, GError **error)
 {
-    if (argc == 1 && argv[0][0] == '{') {
+    if (argc == 1 && argv[0][0] == '{')
         return json_parse(argv[0], -1, error);
-    }
     JsonNode *tree = keyval_new();
     for (int i = 0; i < argc; i++) {
         char *equals = strchr(argv[i], '=');
         g_autofree char *key = equals ? g_strndup(argv[i], (gsize)(equals - argv[i])) : NULL;
-        if (!key) {
+        if (!key)
             error_set(error, "'%s' is neither KEY=VALUE nor {JSON}", argv[i]);
-        }
         if (!key || !keyval_put(tree, key, equals + 1, error)) {
             json_node_unref(tree);
             return NULL;
         }
     }
     tree = keyval_finish(tree, error);
-    if (tree) {
+    if (tree)
         type_tree(tree);
-    }
     return tree;
 }
 
@@ -190,14 +178,12 @@ int ctl_qmp(Ctl *ctl, int argc, char **argv)
     JsonNode *arguments = NULL;
     if (argc > 1) {
         arguments = qmp_arguments(argc - 1, argv + 1, &error);
-        if (!arguments) {
+        if (!arguments)
             return ctl_fail(error);
-        }
     }
     g_autoptr(JsonNode) reply = ctl_call(ctl, argv[0], arguments, &error);
-    if (!reply) {
+    if (!reply)
         return ctl_fail(error);
-    }
     bool nothing = JSON_NODE_HOLDS_OBJECT(reply) && json_object_get_size(json_node_get_object(reply)) == 0;
     if (!nothing) {
         g_autofree char *text = json_to_str(reply, true);
@@ -230,9 +216,8 @@ int ctl_events(Ctl *ctl, int argc, char **argv)
     for (;;) {
         GError *error = NULL;
         JsonNode *event = NULL;
-        if (!ctl_event(ctl, -1, &event, &error)) {
+        if (!ctl_event(ctl, -1, &event, &error))
             return ctl_fail(error);
-        }
         if (event) {
             print_event(event);
             json_node_unref(event);

@@ -11,9 +11,8 @@ struct CtlTable {
 static void add_row(CtlTable *table, const char *first, va_list ap)
 {
     GPtrArray *cells = g_ptr_array_new();
-    for (const char *cell = first; cell; cell = va_arg(ap, const char *)) {
+    for (const char *cell = first; cell; cell = va_arg(ap, const char *))
         g_ptr_array_add(cells, g_strdup(cell));
-    }
     g_ptr_array_add(cells, NULL);
     g_ptr_array_add(table->rows, g_ptr_array_free(cells, FALSE));
 }
@@ -44,9 +43,8 @@ static void print_row(char **row, const glong *widths)
     for (guint i = 0; row[i] && i < MAX_COLUMNS; i++) {
         g_string_append(line, row[i]);
         /* Columns are characters, not bytes. */
-        for (glong pad = widths[i] - g_utf8_strlen(row[i], -1) + 2; pad > 0; pad--) {
+        for (glong pad = widths[i] - g_utf8_strlen(row[i], -1) + 2; pad > 0; pad--)
             g_string_append_c(line, ' ');
-        }
     }
     printf("%s\n", g_strchomp(line->str));
 }
@@ -56,16 +54,13 @@ void ctl_table_end(CtlTable *table, const char *what)
     glong widths[MAX_COLUMNS] = {0};
     for (guint r = 0; r < table->rows->len; r++) {
         char **row = g_ptr_array_index(table->rows, r);
-        for (guint i = 0; row[i] && i < MAX_COLUMNS; i++) {
+        for (guint i = 0; row[i] && i < MAX_COLUMNS; i++)
             widths[i] = MAX(widths[i], g_utf8_strlen(row[i], -1));
-        }
     }
-    if (table->rows->len == 1) {
+    if (table->rows->len == 1)
         printf("no %s\n", what);
-    }
-    for (guint r = 0; r < table->rows->len && table->rows->len > 1; r++) {
+    for (guint r = 0; r < table->rows->len && table->rows->len > 1; r++)
         print_row(g_ptr_array_index(table->rows, r), widths);
-    }
     g_ptr_array_unref(table->rows);
     g_free(table);
 }

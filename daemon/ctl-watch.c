@@ -51,15 +51,13 @@ static void take_event(Watch *w, JsonNode *event)
     JsonObject *object = json_node_get_object(event);
     JsonNode *data_node = json_object_get_member(object, "data");
     const char *name = json_object_get_string_member_with_default(object, "event", "");
-    if (!data_node || !JSON_NODE_HOLDS_OBJECT(data_node)) {
+    if (!data_node || !JSON_NODE_HOLDS_OBJECT(data_node))
         return;
-    }
     JsonObject *data = json_node_get_object(data_node);
     const char *id = json_object_get_string_member_with_default(data, "device", NULL);
     id = id ? id : json_object_get_string_member_with_default(data, "id", "");
-    if (strcmp(id, w->job) != 0) {
+    if (strcmp(id, w->job) != 0)
         return;
-    }
     /* Members that an event does not have leave the progress as it is. */
     w->done = json_object_get_int_member_with_default(data, "offset", w->done);
     w->total = json_object_get_int_member_with_default(data, "len", w->total);
@@ -84,15 +82,13 @@ static void take_event(Watch *w, JsonNode *event)
 static bool take_events(Watch *w, Ctl *ctl, int wait_ms, GError **error)
 {
     JsonNode *event = NULL;
-    if (!ctl_event(ctl, wait_ms, &event, error)) {
+    if (!ctl_event(ctl, wait_ms, &event, error))
         return false;
-    }
     while (event) {
         take_event(w, event);
         json_node_unref(event);
-        if (!ctl_event(ctl, 0, &event, error)) {
+        if (!ctl_event(ctl, 0, &event, error))
             return false;
-        }
     }
     return true;
 }
@@ -102,24 +98,21 @@ static bool look(Watch *w, Ctl *ctl, bool *ret_there, GError **error)
 {
     g_autoptr(JsonNode) reply = ctl_call(ctl, "query-jobs", NULL, error);
     g_autoptr(JobInfoList) jobs = reply ? qapi_decode_JobInfoList(reply, error) : NULL;
-    if (!jobs) {
+    if (!jobs)
         return false;
-    }
     *ret_there = false;
     for (size_t i = 0; i < jobs->len; i++) {
         const JobInfo *job = jobs->items[i];
-        if (strcmp(job->id, w->job) != 0) {
+        if (strcmp(job->id, w->job) != 0)
             continue;
-        }
         *ret_there = true;
         w->done = job->current_progress;
         w->total = job->total_progress;
         w->status = job->status;
-        if (job->status == JOB_STATUS_READY || job->status == JOB_STATUS_STANDBY) {
+        if (job->status == JOB_STATUS_READY || job->status == JOB_STATUS_STANDBY)
             take_end(w, WATCH_READY, NULL);
-        } else if (job->status == JOB_STATUS_CONCLUDED) {
+        else if (job->status == JOB_STATUS_CONCLUDED)
             take_end(w, job->error ? WATCH_FAILED : WATCH_DONE, job->error);
-        }
     }
     w->times[w->samples % SAMPLES] = g_get_monotonic_time();
     w->values[w->samples % SAMPLES] = w->done;
@@ -144,15 +137,13 @@ static char *describe(const Watch *w)
         g_autofree char *size = size_to_str((uint64_t)per_second);
         int64_t left = (int64_t)((double)(w->total - w->done) / per_second);
         g_string_append_printf(text, "  %s/s", size);
-        if (left < 3600) {
+        if (left < 3600)
             g_string_append_printf(text, "  %d:%02d left", (int)(left / 60), (int)(left % 60));
-        } else {
+        else
             g_string_append_printf(text, "  %d:%02d h left", (int)(left / 3600), (int)(left / 60 % 60));
-        }
     }
-    if (w->status != JOB_STATUS_RUNNING && w->end == WATCH_ON) {
+    if (w->status != JOB_STATUS_RUNNING && w->end == WATCH_ON)
         g_string_append_printf(text, "  %s", qapi_JobStatus_str(w->status));
-    }
     return g_string_free(text, FALSE);
 }
 
@@ -163,12 +154,10 @@ static void draw_bar(Watch *w, const char *text)
     int width = CLAMP((size.ws_col ? size.ws_col : 80) - (int)strlen(w->job) - 44, 10, 50);
     int full = w->total > 0 ? (int)((double)width * (double)w->done / (double)w->total) : 0;
     printf("\r%s ", w->job);
-    if (!w->unicode) {
+    if (!w->unicode)
         putchar('[');
-    }
-    for (int i = 0; i < width; i++) {
+    for (int i = 0; i < width; i++)
         fputs(w->unicode ? (i < full ? "█" : "░") : (i < full ? "#" : "."), stdout);
-    }
     printf("%s %s\033[K", w->unicode ? "" : "]", text);
     w->drawn = true;
     fflush(stdout);
@@ -189,9 +178,8 @@ static void show(Watch *w)
 
 static int say_end(const Watch *w)
 {
-    if (w->drawn) {
+    if (w->drawn)
         printf("\n");
-    }
     switch (w->end) {
     case WATCH_READY:
         printf("%s is ready\n", w->job);
@@ -219,16 +207,13 @@ int ctl_watch(Ctl *ctl, int argc, char **argv)
             error_set(&error, first ? "there is no job '%s' (any more)" : "job '%s' is gone", w.job);
             return ctl_fail(error);
         }
-        if (w.end == WATCH_ON) {
+        if (w.end == WATCH_ON)
             show(&w);
-        }
-        if (w.end == WATCH_ON && !take_events(&w, ctl, POLL_MS, &error)) {
+        if (w.end == WATCH_ON && !take_events(&w, ctl, POLL_MS, &error))
             return ctl_fail(error);
-        }
     }
-    if (w.end != WATCH_FAILED) {
+    if (w.end != WATCH_FAILED)
         show(&w);
-    }
     int code = say_end(&w);
     g_free(w.why);
     return code;

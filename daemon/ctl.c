@@ -46,9 +46,8 @@ static void print_help(void)
     for (const CtlCommand *c = commands; c->name; c++) {
         printf("  %s%s%s\n", c->name, *c->arguments ? " " : "", c->arguments);
         g_auto(GStrv) lines = g_strsplit(c->help, "\n", -1);
-        for (char **line = lines; *line; line++) {
+        for (char **line = lines; *line; line++)
             printf("          %s\n", *line);
-        }
     }
     printf("\n"
            "Examples:\n"
@@ -90,20 +89,16 @@ bool ctl_unicode(void)
 static int run(const char *socket, int argc, char **argv)
 {
     const CtlCommand *c = commands;
-    while (c->name && strcmp(c->name, argv[0]) != 0) {
+    while (c->name && strcmp(c->name, argv[0]) != 0)
         c++;
-    }
-    if (!c->name) {
+    if (!c->name)
         return usage("there is no command '%s'", argv[0]);
-    }
-    if (argc - 1 < c->min_args || argc - 1 > c->max_args) {
+    if (argc - 1 < c->min_args || argc - 1 > c->max_args)
         return usage("'%s' takes: %s", c->name, *c->arguments ? c->arguments : "no arguments");
-    }
     Ctl ctl;
     GError *error = NULL;
-    if (!ctl_connect(&ctl, socket, &error)) {
+    if (!ctl_connect(&ctl, socket, &error))
         return ctl_fail(error);
-    }
     int code = c->run(&ctl, argc - 1, argv + 1);
     ctl_close(&ctl);
     return code;
@@ -113,26 +108,23 @@ int main(int argc, char **argv)
 {
     setlocale(LC_CTYPE, "");
     const char *socket = g_getenv("STORAGE_DAEMON_SOCKET");
-    if (!socket || !*socket) {
+    if (!socket || !*socket)
         socket = DEFAULT_SOCKET;
-    }
     int i = 1;
     for (; i < argc && argv[i][0] == '-'; i++) {
         if (strcmp(argv[i], "-h") == 0 || strcmp(argv[i], "--help") == 0) {
             print_help();
             return 0;
         }
-        if (g_str_has_prefix(argv[i], "--socket=")) {
+        if (g_str_has_prefix(argv[i], "--socket="))
             socket = argv[i] + strlen("--socket=");
-        } else if ((strcmp(argv[i], "-s") == 0 || strcmp(argv[i], "--socket") == 0) && i + 1 < argc) {
+        else if ((strcmp(argv[i], "-s") == 0 || strcmp(argv[i], "--socket") == 0) && i + 1 < argc)
             socket = argv[++i];
-        } else {
+        else
             return usage("unrecognized option '%s', or its argument is missing", argv[i]);
-        }
     }
-    if (i == argc) {
+    if (i == argc)
         return usage("what shall it do?");
-    }
     if (strcmp(argv[i], "help") == 0) {
         print_help();
         return 0;

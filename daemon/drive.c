@@ -32,9 +32,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Drive, drive_free)
 
 static void set_default(JsonNode *object, const char *name, const char *value)
 {
-    if (!tree_get(object, name)) {
+    if (!tree_get(object, name))
         tree_set_string(object, name, value);
-    }
 }
 
 /* Members that DriveOptions has go to the result, the others stay in @node. 'driver' is another word for 'format'. */
@@ -64,13 +63,11 @@ static JsonNode *split_device_options(JsonNode *node, GError **error)
 static bool spell_cache(JsonNode *node, GError **error)
 {
     const char *word = tree_get_string(node, "cache");
-    if (!word) {
+    if (!word)
         return true;
-    }
     int cache = qapi_enum_find(&qapi_type_DriveCache, word);
-    if (cache < 0) {
+    if (cache < 0)
         return error_set(error, "Parameter 'cache' does not accept value '%s'", word);
-    }
     if (cache == DRIVE_CACHE_WRITETHROUGH || cache == DRIVE_CACHE_DIRECTSYNC) {
         return error_set(error, "cache=%s is not supported: clients flush when they need to (use %s)", word,
                          cache == DRIVE_CACHE_DIRECTSYNC ? "none" : "writeback");
@@ -106,9 +103,8 @@ static void image_by_options(Drive *d, JsonNode *node)
 /* file.KEY=… without a format: a plain file, which is then named by its path and probed. */
 static bool image_to_probe(Drive *d, JsonNode *file, GError **error)
 {
-    if (g_strcmp0(tree_get_string(file, "driver"), "file") != 0 || !tree_get_string(file, "filename")) {
+    if (g_strcmp0(tree_get_string(file, "driver"), "file") != 0 || !tree_get_string(file, "filename"))
         return error_set(error, "Parameter 'format' is missing (only plain files are probed)");
-    }
     d->filename = g_strdup(tree_get_string(file, "filename"));
     tree_remove(file, "filename");
     tree_remove(file, "driver");
@@ -125,22 +121,19 @@ static bool find_image(Drive *d, JsonNode *node, GError **error)
     }
     JsonNode *file = tree_get(node, "file");
     file = tree_is_object(file) ? file : NULL;
-    if (file && tree_get(file, "filename")) {
+    if (file && tree_get(file, "filename"))
         set_default(file, "driver", "file");
-    }
     if (d->options->has_aio) {
-        if (!file) {
+        if (!file)
             return error_set(error, "Parameter 'aio' works with a file only");
-        }
         tree_set_string(file, "aio", qapi_BlockdevAioOptions_str(d->options->aio));
     }
     if (d->options->format) {
         image_by_options(d, node);
         return true;
     }
-    if (file) {
+    if (file)
         return image_to_probe(d, file, error);
-    }
     /* No medium. */
     return tree_is_empty(node) ? true : error_set(error, "Parameter 'file' is missing");
 }
@@ -148,9 +141,8 @@ static bool find_image(Drive *d, JsonNode *node, GError **error)
 /* What can be known to be wrong before anything is opened. */
 static bool check_options(const Drive *d, GError **error)
 {
-    if (!d->filename) {
+    if (!d->filename)
         return true;
-    }
     g_autoptr(Tree) backing_extra = NULL;
     g_autoptr(BlockdevOptions) options =
         !d->format && !filename_names_format(d->filename, d->extra)
@@ -169,15 +161,12 @@ void *drive_decode(JsonNode *tree, QapiSource source, GError **error)
     d->extra = tree_ref(tree);
     g_autoptr(Tree) device = split_device_options(tree, error);
     d->options = device ? qapi_decode(&qapi_type_DriveOptions, source, device, error) : NULL;
-    if (!d->options || !spell_cache(tree, error)) {
+    if (!d->options || !spell_cache(tree, error))
         return NULL;
-    }
-    if (d->options->media == DRIVE_MEDIA_CDROM && !tree_is_empty(tree)) {
+    if (d->options->media == DRIVE_MEDIA_CDROM && !tree_is_empty(tree))
         set_default(tree, "read-only", "on");
-    }
-    if (!find_image(d, tree, error) || !check_options(d, error)) {
+    if (!find_image(d, tree, error) || !check_options(d, error))
         return NULL;
-    }
     return g_steal_pointer(&d);
 }
 
@@ -195,9 +184,8 @@ bool drive_co_apply(Daemon *daemon, void *opaque, GError **error)
         /* An image that may not be written is opened for reading, as QEMU's -drive does. */
         NodeFlags defaults = {.auto_read_only = true};
         node = node_co_open_filename(daemon->graph, d->filename, d->format, d->extra, &defaults, error);
-        if (!node) {
+        if (!node)
             return false;
-        }
     }
     bool read_only = node ? node->flags.read_only : removable;
     Device *device = device_co_new(daemon->graph, d->options->id, node, read_only, removable, error);

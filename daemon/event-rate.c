@@ -50,20 +50,17 @@ static void period_over(void *opaque)
 
 static const LimitedEvent *find_limited(const char *name)
 {
-    for (unsigned i = 0; i < G_N_ELEMENTS(limited_events); i++) {
-        if (strcmp(limited_events[i].name, name) == 0) {
+    for (unsigned i = 0; i < G_N_ELEMENTS(limited_events); i++)
+        if (strcmp(limited_events[i].name, name) == 0)
             return &limited_events[i];
-        }
-    }
     return NULL;
 }
 
 static char *limit_key(const LimitedEvent *event, JsonNode *data)
 {
     const char *value = NULL;
-    if (event->member && data && JSON_NODE_HOLDS_OBJECT(data)) {
+    if (event->member && data && JSON_NODE_HOLDS_OBJECT(data))
         value = json_object_get_string_member_with_default(json_node_get_object(data), event->member, NULL);
-    }
     return g_strdup_printf("%s %s", event->name, value ? value : "");
 }
 
@@ -75,9 +72,8 @@ void event_rate_sink(const char *name, JsonNode *data, void *opaque)
         session_event(name, data, d);
         return;
     }
-    if (!d->held_events) {
+    if (!d->held_events)
         d->held_events = g_hash_table_new_full(g_str_hash, g_str_equal, NULL, held_free);
-    }
     g_autofree char *key = limit_key(event, data);
     Held *h = g_hash_table_lookup(d->held_events, key);
     if (h) {
@@ -97,15 +93,13 @@ void event_rate_flush(Daemon *d)
 {
     GHashTableIter iter;
     void *value;
-    if (!d->held_events) {
+    if (!d->held_events)
         return;
-    }
     g_hash_table_iter_init(&iter, d->held_events);
     while (g_hash_table_iter_next(&iter, NULL, &value)) {
         Held *h = value;
-        if (h->data) {
+        if (h->data)
             session_event(h->event->name, g_steal_pointer(&h->data), d);
-        }
     }
     g_clear_pointer(&d->held_events, g_hash_table_unref);
 }

@@ -32,9 +32,8 @@ static void signals_co_entry(void *opaque)
     d->signals = coroutine_self();
     while (!d->quitting) {
         struct signalfd_siginfo info;
-        if (aio_co_poll(d->signal_fd, POLLIN) > 0 && read(d->signal_fd, &info, sizeof(info)) == sizeof(info)) {
+        if (aio_co_poll(d->signal_fd, POLLIN) > 0 && read(d->signal_fd, &info, sizeof(info)) == sizeof(info))
             daemon_end(d, SHUTDOWN_CAUSE_HOST_SIGNAL);
-        }
     }
     d->signals = NULL;
     coqueue_wake_all(&d->idle);

@@ -21,12 +21,10 @@ static bool set_legacy_limits(ThrottleGroup *group, const ObjectOptions *options
     json_node_take_object(plain, json_object_new());
     json_object_iter_init(&iter, object);
     while (json_object_iter_next(&iter, &name, &value)) {
-        if (!g_str_has_prefix(name, "x-")) {
+        if (!g_str_has_prefix(name, "x-"))
             continue;
-        }
-        if (json_node_get_int(value) < 0) {
+        if (json_node_get_int(value) < 0)
             return error_set(error, "Property values cannot be negative");
-        }
         json_object_set_member(json_node_get_object(plain), name + strlen("x-"), json_node_copy(value));
     }
     g_autoptr(ThrottleLimits) limits = qapi_decode_ThrottleLimits(plain, error);
@@ -38,9 +36,8 @@ static void *group_make(Daemon *daemon, const ObjectOptions *options, GError **e
     const ThrottleLimits *limits = options->u.throttle_group.limits;
     ThrottleGroup *group = throttle_group_new(daemon->graph, options->id, error);
 
-    if (!group) {
+    if (!group)
         return NULL;
-    }
     if (!set_legacy_limits(group, options, error) || (limits && !throttle_group_set(group, limits, error))) {
         throttle_group_unref(group);
         return NULL;
@@ -63,20 +60,17 @@ static JsonNode *group_get(const void *thing, const char *property)
     g_autoptr(ThrottleLimits) limits = throttle_group_get(thing);
     g_autoptr(JsonNode) all = qapi_encode_ThrottleLimits(limits);
 
-    if (strcmp(property, "limits") == 0) {
+    if (strcmp(property, "limits") == 0)
         return g_steal_pointer(&all);
-    }
     return json_node_copy(json_object_get_member(json_node_get_object(all), property + strlen("x-")));
 }
 
 static bool group_set(void *thing, const char *property, JsonNode *value, GError **error)
 {
-    if (strcmp(property, "limits") != 0) {
+    if (strcmp(property, "limits") != 0)
         return error_set(error, "Property cannot be set after initialization");
-    }
-    if (!JSON_NODE_HOLDS_OBJECT(value)) {
+    if (!JSON_NODE_HOLDS_OBJECT(value))
         return error_set(error, "Invalid parameter type for 'limits', expected: object");
-    }
     g_autoptr(ThrottleLimits) limits = qapi_decode_ThrottleLimits(value, error);
     if (!limits) {
         g_prefix_error(error, "limits: ");
@@ -106,11 +100,9 @@ const char *object_kind_name(const ObjectKind *kind)
 
 const ObjectKind *object_kind_find(const char *name)
 {
-    for (size_t i = 0; i < G_N_ELEMENTS(kinds); i++) {
-        if (strcmp(object_kind_name(&kinds[i]), name) == 0) {
+    for (size_t i = 0; i < G_N_ELEMENTS(kinds); i++)
+        if (strcmp(object_kind_name(&kinds[i]), name) == 0)
             return &kinds[i];
-        }
-    }
     return NULL;
 }
 
@@ -118,19 +110,16 @@ static bool id_well_formed(const char *id)
 {
     bool ok = g_ascii_isalpha(id[0]);
 
-    for (const char *c = id; *c && ok; c++) {
+    for (const char *c = id; *c && ok; c++)
         ok = g_ascii_isalnum(*c) || strchr("-._", *c);
-    }
     return ok;
 }
 
 Object *object_find(Daemon *daemon, const char *id)
 {
-    for (GList *l = daemon->objects.head; l; l = l->next) {
-        if (strcmp(((Object *)l->data)->id, id) == 0) {
+    for (GList *l = daemon->objects.head; l; l = l->next)
+        if (strcmp(((Object *)l->data)->id, id) == 0)
             return l->data;
-        }
-    }
     return NULL;
 }
 
@@ -139,16 +128,13 @@ bool object_add(Daemon *daemon, const ObjectOptions *options, GError **error)
     const ObjectKind *kind = object_kind_find(qapi_ObjectType_str(options->qom_type));
 
     g_assert(kind);
-    if (!id_well_formed(options->id)) {
+    if (!id_well_formed(options->id))
         return error_set(error, "Parameter 'id' expects an identifier");
-    }
-    if (object_find(daemon, options->id)) {
+    if (object_find(daemon, options->id))
         return error_set(error, "attempt to add duplicate property '%s' to object (type 'container')", options->id);
-    }
     void *thing = kind->make(daemon, options, error);
-    if (!thing) {
+    if (!thing)
         return false;
-    }
     Object *object = g_new(Object, 1);
     *object = (Object){.id = g_strdup(options->id), .kind = kind, .thing = thing};
     g_queue_push_tail(&daemon->objects, object);
@@ -167,21 +153,18 @@ bool object_del(Daemon *daemon, const char *id, GError **error)
 {
     Object *object = object_find(daemon, id);
 
-    if (!object) {
+    if (!object)
         return error_set(error, "object '%s' not found", id);
-    }
-    if (object->kind->in_use(object->thing)) {
+    if (object->kind->in_use(object->thing))
         return error_set(error, "object '%s' is in use, can not be deleted", id);
-    }
     object_free(daemon, object);
     return true;
 }
 
 void objects_free(Daemon *daemon)
 {
-    while (daemon->objects.head) {
+    while (daemon->objects.head)
         object_free(daemon, daemon->objects.head->data);
-    }
 }
 
 bool object_co_apply(Daemon *daemon, void *value, GError **error)

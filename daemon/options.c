@@ -155,11 +155,9 @@ const OptionWord option_words[] = {
 
 const OptionWord *option_find(const char *name)
 {
-    for (const OptionWord *w = option_words; w->name; w++) {
-        if (strcmp(w->name, name) == 0) {
+    for (const OptionWord *w = option_words; w->name; w++)
+        if (strcmp(w->name, name) == 0)
             return w;
-        }
-    }
     return NULL;
 }
 
@@ -168,9 +166,8 @@ static unsigned spelling_distance(const char *a, const char *b)
 {
     enum { MAX_LEN = 24 };
     unsigned d[MAX_LEN + 1][MAX_LEN + 1], m = (unsigned)strlen(a), n = (unsigned)strlen(b);
-    if (m > MAX_LEN || n > MAX_LEN) {
+    if (m > MAX_LEN || n > MAX_LEN)
         return UINT_MAX;
-    }
     for (unsigned i = 0; i <= m; i++) {
         for (unsigned j = 0; j <= n; j++) {
             if (!i || !j) {
@@ -179,9 +176,8 @@ static unsigned spelling_distance(const char *a, const char *b)
             }
             unsigned best = MIN(d[i - 1][j], d[i][j - 1]) + 1;
             best = MIN(best, d[i - 1][j - 1] + (a[i - 1] != b[j - 1]));
-            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) {
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
                 best = MIN(best, d[i - 2][j - 2] + 1);
-            }
             d[i][j] = best;
         }
     }
@@ -206,11 +202,10 @@ static void option_free(void *p)
 {
     Option *o = p;
     if (o->value) {
-        if (o->word->type) {
+        if (o->word->type)
             qapi_free(o->word->type, o->value);
-        } else {
+        else
             o->word->free_value(o->value);
-        }
     }
     g_clear_pointer(&o->tree, json_node_unref);
     g_free(o->text);
@@ -258,9 +253,8 @@ static unsigned line_of_key(const Option *option, const char *key)
     g_autofree char *within = g_strconcat(key, ".", NULL);
     for (guint i = 0; i < option->lines->len; i++) {
         const OptionLine *l = &g_array_index(option->lines, OptionLine, i);
-        if (strcmp(l->key, key) == 0 || g_str_has_prefix(l->key, within)) {
+        if (strcmp(l->key, key) == 0 || g_str_has_prefix(l->key, within))
             return l->line;
-        }
     }
     return 0;
 }
@@ -272,9 +266,8 @@ static unsigned line_of_message(const Option *option, const char *message)
          from = strchr(to + 1, '\'')) {
         g_autofree char *key = g_strndup(from + 1, (size_t)(to - from - 1));
         unsigned line = line_of_key(option, key);
-        if (line) {
+        if (line)
             return line;
-        }
     }
     return option->line;
 }
@@ -306,9 +299,8 @@ const char *options_last(const Options *options, const char *name)
     const char *found = NULL;
     for (guint i = 0; i < options->list->len; i++) {
         const Option *o = g_ptr_array_index(options->list, i);
-        if (strcmp(o->word->name, name) == 0) {
+        if (strcmp(o->word->name, name) == 0)
             found = o->text ? o->text : "";
-        }
     }
     return found;
 }

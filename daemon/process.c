@@ -28,9 +28,8 @@ static G_NORETURN void parent_waits(int fd, pid_t child)
     do {
         n = read(fd, &ready, 1);
     } while (n < 0 && errno == EINTR);
-    if (n == 1) {
+    if (n == 1)
         _exit(0);
-    }
     /* The child has said on stderr why. */
     int status = 0;
     while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
@@ -41,9 +40,8 @@ static G_NORETURN void parent_waits(int fd, pid_t child)
 bool process_daemonize(GError **error)
 {
     int fds[2];
-    if (pipe2(fds, O_CLOEXEC) < 0) {
+    if (pipe2(fds, O_CLOEXEC) < 0)
         return error_set_errno(error, errno, "cannot make a pipe");
-    }
     fflush(NULL);
     pid_t pid = fork();
     if (pid < 0) {
@@ -70,15 +68,12 @@ bool process_daemonize(GError **error)
 static void streams_to_null(void)
 {
     int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-    if (fd < 0) {
+    if (fd < 0)
         return;
-    }
-    for (int i = 0; i <= 2; i++) {
+    for (int i = 0; i <= 2; i++)
         dup2(fd, i);
-    }
-    if (fd > 2) {
+    if (fd > 2)
         close(fd);
-    }
 }
 
 /* ---- systemd: sd_notify(3) says what the datagrams are ---------------------------------------------------------- */
@@ -87,22 +82,18 @@ static void notify(const char *state)
 {
     const char *path = g_getenv("NOTIFY_SOCKET");
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
-    if (!path || (path[0] != '/' && path[0] != '@') || strlen(path) >= sizeof(addr.sun_path)) {
+    if (!path || (path[0] != '/' && path[0] != '@') || strlen(path) >= sizeof(addr.sun_path))
         return;
-    }
     size_t len = strlen(path);
     memcpy(addr.sun_path, path, len);
-    if (path[0] == '@') {
+    if (path[0] == '@')
         addr.sun_path[0] = '\0';
-    }
     int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (fd < 0) {
+    if (fd < 0)
         return;
-    }
     if (sendto(fd, state, strlen(state), MSG_NOSIGNAL, (struct sockaddr *)&addr,
-               (socklen_t)(offsetof(struct sockaddr_un, sun_path) + len)) < 0) {
+               (socklen_t)(offsetof(struct sockaddr_un, sun_path) + len)) < 0)
         g_printerr("storage-daemon: warning: cannot notify %s: %s\n", path, g_strerror(errno));
-    }
     close(fd);
 }
 
@@ -137,21 +128,18 @@ static struct flock whole_file(void)
 static bool refuse_held(int fd, const char *path, GError **error)
 {
     struct flock lock = whole_file();
-    if (fcntl(fd, F_GETLK, &lock) < 0) {
+    if (fcntl(fd, F_GETLK, &lock) < 0)
         return error_set_errno(error, errno, "cannot look at the lock of '%s'", path);
-    }
-    if (lock.l_type == F_UNLCK) {
+    if (lock.l_type == F_UNLCK)
         return true;
-    }
     return error_set(error, "PID file '%s' is held by process %d", path, (int)lock.l_pid);
 }
 
 bool process_pidfile_check(const char *path, GError **error)
 {
     int fd = open(path, O_RDWR | O_CLOEXEC);
-    if (fd < 0) {
+    if (fd < 0)
         return errno == ENOENT ? true : error_set_errno(error, errno, "cannot open PID file '%s'", path);
-    }
     bool ok = refuse_held(fd, path, error);
     close(fd);
     return ok;
@@ -169,16 +157,14 @@ static int open_locked(const char *path, GError **error)
         struct flock lock = whole_file();
         struct stat ours, named;
         if (fcntl(fd, F_SETLK, &lock) < 0) {
-            if (refuse_held(fd, path, error)) {
+            if (refuse_held(fd, path, error))
                 error_set(error, "cannot lock PID file '%s'", path);
-            }
             close(fd);
             return -1;
         }
         if (fstat(fd, &ours) == 0 && stat(path, &named) == 0 && ours.st_ino == named.st_ino &&
-            ours.st_dev == named.st_dev) {
+            ours.st_dev == named.st_dev)
             return fd;
-        }
         close(fd);
     }
 }
@@ -186,9 +172,8 @@ static int open_locked(const char *path, GError **error)
 bool process_pidfile_take(const char *path, GError **error)
 {
     int fd = open_locked(path, error);
-    if (fd < 0) {
+    if (fd < 0)
         return false;
-    }
     g_autofree char *text = g_strdup_printf("%d\n", (int)getpid());
     ssize_t len = (ssize_t)strlen(text);
     if (ftruncate(fd, 0) < 0 || pwrite(fd, text, (size_t)len, 0) != len) {

@@ -8,9 +8,8 @@
 
 bool qmp_co_qmp_capabilities(QmpContext *ctx, const QmpCapabilitiesArgs *arg, GError **error)
 {
-    if (arg->enable && arg->enable->len) {
+    if (arg->enable && arg->enable->len)
         return error_set(error, "Capability '%s' is not available", qapi_QMPCapability_str(arg->enable->items[0]));
-    }
     if (!session_negotiate(ctx->session)) {
         return error_set_class(error, SD_ERROR_COMMAND_NOT_FOUND,
                                "Capabilities negotiation is already complete, command ignored");
@@ -59,9 +58,8 @@ bool qmp_co_quit(QmpContext *ctx, GError **error)
     daemon_end(d, SHUTDOWN_CAUSE_HOST_QMP_QUIT);
     d->commands--;
     coqueue_wake_all(&d->idle);
-    while (!d->closed) {
+    while (!d->closed)
         coqueue_co_wait(&d->on_closed, NULL);
-    }
     d->commands++;
     return true;
 }

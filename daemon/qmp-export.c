@@ -26,9 +26,8 @@ bool qmp_co_nbd_server_remove(QmpContext *ctx, const NbdServerRemoveArgs *arg, G
     ExportList *list = qmp_daemon(ctx)->exports;
     Export *exp = export_find(list, arg->name);
 
-    if (exp && exp->type->type != BLOCK_EXPORT_TYPE_NBD) {
+    if (exp && exp->type->type != BLOCK_EXPORT_TYPE_NBD)
         return error_set(error, "Block export '%s' is not an NBD export", arg->name);
-    }
     return export_del(list, arg->name, arg->mode, error);
 }
 

@@ -24,19 +24,15 @@ static Place resolve(Daemon *daemon, const char *path, Object **ret, GError **er
     const char *id = path;
 
     *ret = NULL;
-    if (strcmp(path, "/") == 0 || strcmp(path, "") == 0) {
+    if (strcmp(path, "/") == 0 || strcmp(path, "") == 0)
         return PLACE_ROOT;
-    }
-    if (strcmp(path, "/objects") == 0 || strcmp(path, "objects") == 0) {
+    if (strcmp(path, "/objects") == 0 || strcmp(path, "objects") == 0)
         return PLACE_OBJECTS;
-    }
-    if (g_str_has_prefix(path, "/objects/") || g_str_has_prefix(path, "objects/")) {
+    if (g_str_has_prefix(path, "/objects/") || g_str_has_prefix(path, "objects/"))
         id = strchr(path + 1, '/') + 1;
-    }
     *ret = object_find(daemon, id);
-    if (*ret) {
+    if (*ret)
         return PLACE_OBJECT;
-    }
     error_set_class(error, SD_ERROR_DEVICE_NOT_FOUND, "Device '%s' not found", path);
     return PLACE_NONE;
 }
@@ -75,18 +71,15 @@ bool qmp_co_qom_list(QmpContext *ctx, const QomListArgs *arg, ObjectPropertyInfo
     Object *object;
     Place place = resolve(qmp_daemon(ctx), arg->path, &object, error);
 
-    if (place == PLACE_NONE) {
+    if (place == PLACE_NONE)
         return false;
-    }
     GPtrArray *list = g_ptr_array_new();
-    if (place == PLACE_OBJECT) {
+    if (place == PLACE_OBJECT)
         add_kind_properties(list, object->kind);
-    } else {
+    else
         add_property(list, "type", "string");
-    }
-    if (place == PLACE_ROOT) {
+    if (place == PLACE_ROOT)
         add_property(list, "objects", "child<container>");
-    }
     for (GList *l = qmp_daemon(ctx)->objects.head; l && place == PLACE_OBJECTS; l = l->next) {
         const Object *o = l->data;
         g_autofree char *type = g_strdup_printf("child<%s>", object_kind_name(o->kind));
@@ -102,9 +95,8 @@ bool qmp_co_qom_list_types(QmpContext *ctx, const QomListTypesArgs *arg, ObjectT
 
     for (int i = 0; i < OBJECT_TYPE__MAX; i++) {
         const char *name = qapi_ObjectType_str((ObjectType)i), *want = arg->implements;
-        if (want && strcmp(want, name) != 0 && strcmp(want, "object") != 0 && strcmp(want, "user-creatable") != 0) {
+        if (want && strcmp(want, name) != 0 && strcmp(want, "object") != 0 && strcmp(want, "user-creatable") != 0)
             continue;
-        }
         ObjectTypeInfo *info = g_new0(ObjectTypeInfo, 1);
         info->name = g_strdup(name);
         info->parent = g_strdup("object");
@@ -121,9 +113,8 @@ bool qmp_co_qom_list_properties(QmpContext *ctx, const QomListPropertiesArgs *ar
 {
     const ObjectKind *kind = object_kind_find(arg->typename);
 
-    if (!kind) {
+    if (!kind)
         return error_set_class(error, SD_ERROR_DEVICE_NOT_FOUND, "Class '%s' not found", arg->typename);
-    }
     GPtrArray *list = g_ptr_array_new();
     add_kind_properties(list, kind);
     *ret = property_list(list);
@@ -134,11 +125,9 @@ bool qmp_co_qom_list_properties(QmpContext *ctx, const QomListPropertiesArgs *ar
 
 static bool has_property(const ObjectKind *kind, const char *name)
 {
-    for (uint32_t i = 0; i < kind->properties->n_members; i++) {
-        if (strcmp(kind->properties->members[i].name, name) == 0) {
+    for (uint32_t i = 0; i < kind->properties->n_members; i++)
+        if (strcmp(kind->properties->members[i].name, name) == 0)
             return true;
-        }
-    }
     return false;
 }
 
@@ -160,9 +149,8 @@ bool qmp_co_qom_get(QmpContext *ctx, const QomGetArgs *arg, JsonNode **ret, GErr
     Object *object;
     Place place = resolve(qmp_daemon(ctx), arg->path, &object, error);
 
-    if (place == PLACE_NONE) {
+    if (place == PLACE_NONE)
         return false;
-    }
     if (strcmp(arg->property, "type") == 0) {
         *ret = string_node(place_type(place, object));
         return true;
@@ -176,9 +164,8 @@ bool qmp_co_qom_get(QmpContext *ctx, const QomGetArgs *arg, JsonNode **ret, GErr
         *ret = string_node(path);
         return true;
     }
-    if (place != PLACE_OBJECT || !has_property(object->kind, arg->property)) {
+    if (place != PLACE_OBJECT || !has_property(object->kind, arg->property))
         return error_set(error, "Property '%s.%s' not found", place_type(place, object), arg->property);
-    }
     *ret = object->kind->get(object->thing, arg->property);
     return true;
 }
@@ -188,14 +175,11 @@ bool qmp_co_qom_set(QmpContext *ctx, const QomSetArgs *arg, GError **error)
     Object *object;
     Place place = resolve(qmp_daemon(ctx), arg->path, &object, error);
 
-    if (place == PLACE_NONE) {
+    if (place == PLACE_NONE)
         return false;
-    }
-    if (place == PLACE_OBJECT && has_property(object->kind, arg->property)) {
+    if (place == PLACE_OBJECT && has_property(object->kind, arg->property))
         return object->kind->set(object->thing, arg->property, arg->value, error);
-    }
-    if (strcmp(arg->property, "type") == 0) {
+    if (strcmp(arg->property, "type") == 0)
         return error_set(error, "Property '%s.type' is not writable", place_type(place, object));
-    }
     return error_set(error, "Property '%s.%s' not found", place_type(place, object), arg->property);
 }

@@ -61,12 +61,10 @@ static void session_break(Session *s)
     s->ending = true;
     g_string_truncate(s->out, 0);
     s->events = 0;
-    if (s->reading) {
+    if (s->reading)
         aio_cancel(s->reader);
-    }
-    if (s->writer) {
+    if (s->writer)
         aio_cancel(s->writer);
-    }
     coqueue_wake_all(&s->on_sent);
 }
 
@@ -92,9 +90,8 @@ static void writer_co_entry(void *opaque)
         size_t sent = 0;
         while (sent < batch->len && !s->broken) {
             ssize_t n = session_co_write(s, batch->str + sent, batch->len - sent);
-            if (n == -EINTR || n == -EAGAIN) {
+            if (n == -EINTR || n == -EAGAIN)
                 continue;
-            }
             if (n <= 0) {
                 session_break(s);
                 break;
@@ -116,9 +113,8 @@ static void writer_co_entry(void *opaque)
 static void send_out(void *opaque)
 {
     Session *s = opaque;
-    if (!s->writer && s->out->len && !s->broken) {
+    if (!s->writer && s->out->len && !s->broken)
         coroutine_start(s->ctx.daemon->loop, writer_co_entry, s);
-    }
 }
 
 /* Queues one message; takes @message. */
@@ -142,16 +138,14 @@ void session_event(const char *name, JsonNode *data, void *opaque)
     json_object_set_int_member(stamp, "microseconds", now % G_USEC_PER_SEC);
     json_object_set_object_member(event, "timestamp", stamp);
     json_object_set_string_member(event, "event", name);
-    if (data) {
+    if (data)
         json_object_set_member(event, "data", json_node_ref(data));
-    }
     g_autoptr(JsonNode) message = json_node_init_object(json_node_alloc(), event);
     json_object_unref(event);
     for (GList *l = d->sessions.head; l; l = l->next) {
         Session *s = l->data;
-        if (!s->negotiated || s->broken) {
+        if (!s->negotiated || s->broken)
             continue;
-        }
         size_t before = s->out->len;
         session_send(s, json_node_ref(message));
         s->events += s->out->len - before;
@@ -191,9 +185,8 @@ static void session_reply(Session *s, JsonNode *id, JsonNode *result, const GErr
         json_object_set_string_member(e, "desc", error->message);
         json_object_set_object_member(reply, "error", e);
     }
-    if (id) {
+    if (id)
         json_object_set_member(reply, "id", json_node_ref(id));
-    }
     JsonNode *message = json_node_init_object(json_node_alloc(), reply);
     json_object_unref(reply);
     session_send(s, message);
@@ -207,9 +200,8 @@ static const QapiCommand *find_command(Session *s, const char *name, GError **er
                         "Expecting capabilities negotiation with 'qmp_capabilities'");
         return NULL;
     }
-    if (!command) {
+    if (!command)
         error_set_class(error, SD_ERROR_COMMAND_NOT_FOUND, "The command %s has not been found", name);
-    }
     return command;
 }
 
@@ -259,9 +251,8 @@ static void session_co_carry_out(Session *s, JsonNode *request)
             Daemon *d = s->ctx.daemon;
             d->commands++;
             s->busy = true;
-            if (!qapi_co_dispatch(command, &s->ctx, arguments, &result, &error)) {
+            if (!qapi_co_dispatch(command, &s->ctx, arguments, &result, &error))
                 result = NULL;
-            }
             s->busy = false;
             d->commands--;
             coqueue_wake_all(&d->idle);
@@ -286,9 +277,8 @@ static void session_co_process(Session *s)
             session_co_carry_out(s, request);
             break;
         }
-        while (s->out->len > OUT_PAUSE && !s->broken) {
+        while (s->out->len > OUT_PAUSE && !s->broken)
             coqueue_co_wait(&s->on_sent, NULL);
-        }
     }
 }
 
@@ -296,13 +286,11 @@ static void session_co_process(Session *s)
 
 static ssize_t session_co_read(Session *s)
 {
-    if (s->is_socket) {
+    if (s->is_socket)
         return aio_co_recv(s->in_fd, s->buffer, sizeof(s->buffer), 0);
-    }
     int revents = aio_co_poll(s->in_fd, POLLIN);
-    if (revents < 0) {
+    if (revents < 0)
         return revents;
-    }
     ssize_t n = read(s->in_fd, s->buffer, sizeof(s->buffer));
     return n < 0 ? -errno : n;
 }
@@ -310,9 +298,8 @@ static ssize_t session_co_read(Session *s)
 static void session_co_greet(Session *s)
 {
     VersionInfo *version = NULL;
-    if (!qmp_co_query_version(&s->ctx, &version, NULL)) {
+    if (!qmp_co_query_version(&s->ctx, &version, NULL))
         return;
-    }
     JsonObject *inner = json_object_new(), *outer = json_object_new();
     json_object_set_member(inner, "version", qapi_encode_VersionInfo(version));
     json_object_set_array_member(inner, "capabilities", json_array_new());
@@ -333,18 +320,15 @@ static void session_co_finish(Session *s)
 {
     Daemon *d = s->ctx.daemon;
     timer_arm(&s->patience, loop_now(d->loop, LOOP_CLOCK_REAL) + END_PATIENCE_MS * INT64_C(1000000));
-    while (s->writer || (s->out->len && !s->broken)) {
+    while (s->writer || (s->out->len && !s->broken))
         coqueue_co_wait(&s->on_sent, NULL);
-    }
     timer_cancel(&s->patience);
     loop_turn_end_cancel(d->loop, &s->send_out);
     g_queue_unlink(&d->sessions, &s->link);
-    if (s->is_socket) {
+    if (s->is_socket)
         close(s->in_fd);
-    }
-    if (s->ended) {
+    if (s->ended)
         s->ended(s->opaque);
-    }
     json_stream_free(s->stream);
     g_string_free(s->out, TRUE);
     g_string_free(s->sending, TRUE);
@@ -362,9 +346,8 @@ static void session_co_entry(void *opaque)
         s->reading = true;
         ssize_t n = session_co_read(s);
         s->reading = false;
-        if (n == -EINTR || n == -EAGAIN) {
+        if (n == -EINTR || n == -EAGAIN)
             continue;
-        }
         if (n <= 0) {
             s->ending = true;
             break;
@@ -373,9 +356,8 @@ static void session_co_entry(void *opaque)
         session_co_process(s);
     }
     /* While the process ends, events still go out, until sessions_end(). */
-    while (!s->ending) {
+    while (!s->ending)
         coqueue_co_wait(&s->on_sent, NULL);
-    }
     session_co_finish(s);
 }
 
@@ -410,9 +392,8 @@ void sessions_cancel_commands(Daemon *daemon)
 {
     for (GList *l = daemon->sessions.head; l; l = l->next) {
         Session *s = l->data;
-        if (s->busy) {
+        if (s->busy)
             aio_cancel(s->reader);
-        }
     }
 }
 
@@ -421,9 +402,8 @@ void sessions_end(Daemon *daemon)
     for (GList *l = daemon->sessions.head; l; l = l->next) {
         Session *s = l->data;
         s->ending = true;
-        if (s->reading) {
+        if (s->reading)
             aio_cancel(s->reader);
-        }
         coqueue_wake_all(&s->on_sent);
     }
 }

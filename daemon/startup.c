@@ -67,14 +67,12 @@ bool startup_co_qmp(Daemon *daemon, void *value, GError **error)
 static bool apply_co_all(Startup *s, GError **error)
 {
     const char *pidfile = options_last(s->options, "pidfile");
-    if (pidfile && !process_pidfile_check(pidfile, error)) {
+    if (pidfile && !process_pidfile_check(pidfile, error))
         return false;
-    }
     for (guint i = 0; i < s->options->list->len && !s->daemon->quitting; i++) {
         Option *o = g_ptr_array_index(s->options->list, i);
-        if (!o->word->co_apply) {
+        if (!o->word->co_apply)
             continue;
-        }
         if (!o->word->co_apply(s->daemon, o->word->form == OPTION_TEXT ? o->text : o->value, error)) {
             option_blame(o, error);
             return false;

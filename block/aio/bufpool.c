@@ -41,9 +41,8 @@ static unsigned class_bits(size_t size)
 
 void *aio_buf_get(Loop *loop, size_t size)
 {
-    if (size > BUF_SIZE_MAX) {
+    if (size > BUF_SIZE_MAX)
         return NULL;
-    }
     if (!loop->bufs) {
         loop->bufs = g_new0(BufPool, 1);
         loop->bufs->page = (size_t)sysconf(_SC_PAGESIZE);
@@ -66,9 +65,8 @@ void *aio_buf_get(Loop *loop, size_t size)
 
 void aio_buf_put(Loop *loop, void *buf, size_t size)
 {
-    if (!buf) {
+    if (!buf)
         return;
-    }
     BufPool *pool = loop->bufs;
     unsigned bits = class_bits(size);
     if (bits > CLASS_MAX_BITS || pool->kept + ((size_t)1 << bits) > KEEP_BYTES) {
@@ -85,9 +83,8 @@ void aio_buf_put(Loop *loop, void *buf, size_t size)
 void bufpool_free(Loop *loop)
 {
     BufPool *pool = loop->bufs;
-    if (!pool) {
+    if (!pool)
         return;
-    }
     for (int i = 0; i < CLASSES; i++) {
         while (pool->free[i]) {
             FreeBuf *buf = pool->free[i];

@@ -8,21 +8,18 @@ void coqueue_co_wait(CoQueue *queue, CoMutex *mutex)
 {
     Coroutine *self = coroutine_self();
     coqueue_push(queue, self);
-    if (mutex) {
+    if (mutex)
         comutex_unlock(mutex);
-    }
     co_suspend(self, CO_LOCK);
-    if (mutex) {
+    if (mutex)
         comutex_co_lock(mutex);
-    }
 }
 
 bool coqueue_wake_one(CoQueue *queue)
 {
     Coroutine *co = coqueue_pop(queue);
-    if (!co) {
+    if (!co)
         return false;
-    }
     co_make_ready(co);
     return true;
 }
@@ -57,9 +54,8 @@ void comutex_unlock(CoMutex *mutex)
 static void corwlock_admit(CoRwlock *lock)
 {
     Coroutine *co = lock->waiters.head;
-    if (!co || lock->writer) {
+    if (!co || lock->writer)
         return;
-    }
     if (co->exclusive) {
         if (lock->readers == 0) {
             lock->writer = co;

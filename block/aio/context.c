@@ -46,9 +46,8 @@ __asm__(".text\n"
 static void *first_frame(void *stack, size_t size, void (*fn)(void))
 {
     void **sp = (void **)((char *)stack + size) - 8;
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 8; i++)
         sp[i] = NULL;
-    }
     sp[6] = (void *)fn;
     return sp;
 }
@@ -90,9 +89,8 @@ __asm__(".text\n"
 static void *first_frame(void *stack, size_t size, void (*fn)(void))
 {
     void **sp = (void **)((char *)stack + size) - 20;
-    for (int i = 0; i < 20; i++) {
+    for (int i = 0; i < 20; i++)
         sp[i] = NULL;
-    }
     sp[11] = (void *)fn;
     return sp;
 }
@@ -103,9 +101,8 @@ void context_init(Context *context, void *stack, size_t size, void (*fn)(void))
 {
     *context = (Context){0};
 #ifdef COROUTINE_UCONTEXT
-    if (getcontext(&context->uc) < 0) {
+    if (getcontext(&context->uc) < 0)
         g_error("getcontext: %s", g_strerror(errno));
-    }
     context->uc.uc_stack.ss_sp = stack;
     context->uc.uc_stack.ss_size = size;
     context->uc.uc_link = NULL;
@@ -166,9 +163,8 @@ void context_switch(Context *from, Context *to)
     __tsan_switch_to_fiber(to->fiber, 0);
 #endif
 #ifdef COROUTINE_UCONTEXT
-    if (swapcontext(&from->uc, &to->uc) < 0) {
+    if (swapcontext(&from->uc, &to->uc) < 0)
         g_error("swapcontext: %s", g_strerror(errno));
-    }
 #else
     context_swap_sp(&from->sp, to->sp);
 #endif

@@ -42,9 +42,8 @@ static size_t guard_size(void)
 {
     /* More than one page, so that a frame with an array of some KiB cannot step over it unnoticed. */
     static size_t size;
-    if (!size) {
+    if (!size)
         size = MAX(16384, (size_t)sysconf(_SC_PAGESIZE));
-    }
     return size;
 }
 
@@ -53,9 +52,8 @@ static void *stack_map(void)
     size_t guard = guard_size();
     void *stack = mmap(NULL, guard + STACK_SIZE, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE, -1, 0);
-    if (stack == MAP_FAILED) {
+    if (stack == MAP_FAILED)
         return NULL;
-    }
 #ifdef CONTEXT_ASAN
     /* Frames of a stack that was here before, and that never returned, may have left their red zones. */
     ASAN_UNPOISON_MEMORY_REGION(stack, guard + STACK_SIZE);
@@ -82,9 +80,8 @@ static G_GNUC_NORETURN void co_main(void)
 static Coroutine *co_new(Loop *loop)
 {
     void *stack = stack_map();
-    if (!stack) {
+    if (!stack)
         g_error("coroutine_start: no memory for a stack: %s", g_strerror(errno));
-    }
     /* The coroutine itself lies at the upper end of its stack: one mapping, and the same pages are warm. */
     char *low = (char *)stack + guard_size();
     size_t room = STACK_SIZE - ((sizeof(Coroutine) + 63) & ~(size_t)63);
@@ -136,9 +133,8 @@ void co_resume(Coroutine *co)
     co->wait = CO_RUNNING;
     current = co;
     context_switch(caller ? &caller->context : &co->loop->context, &co->context);
-    if (co->wait == CO_ENDED) {
+    if (co->wait == CO_ENDED)
         co_recycle(co);
-    }
 }
 
 void co_suspend(Coroutine *self, CoWait why)
@@ -200,9 +196,8 @@ Loop *coroutine_loop(const Coroutine *co)
 
 void coroutine_wake(Coroutine *co)
 {
-    if (co->wait == CO_READY) {
+    if (co->wait == CO_READY)
         return;
-    }
     g_assert(co->wait == CO_YIELDED);
     co_make_ready(co);
 }

@@ -110,11 +110,10 @@ void co_pool_free(Loop *loop);
 static inline void coqueue_push(CoQueue *queue, Coroutine *co)
 {
     co->next = NULL;
-    if (queue->tail) {
+    if (queue->tail)
         queue->tail->next = co;
-    } else {
+    else
         queue->head = co;
-    }
     queue->tail = co;
 }
 
@@ -123,9 +122,8 @@ static inline Coroutine *coqueue_pop(CoQueue *queue)
     Coroutine *co = queue->head;
     if (co) {
         queue->head = co->next;
-        if (!queue->head) {
+        if (!queue->head)
             queue->tail = NULL;
-        }
         co->next = NULL;
     }
     return co;

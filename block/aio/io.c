@@ -48,9 +48,8 @@ static bool file_is_memory(int fd)
 static bool fd_is_memory(Loop *loop, int fd)
 {
     if (G_UNLIKELY(fd >= loop->n_kinds)) {
-        if (fd >= KIND_FDS_MAX) {
+        if (fd >= KIND_FDS_MAX)
             return false;
-        }
         int n = MIN(KIND_FDS_MAX, MAX(2 * loop->n_kinds, fd + 64));
         loop->kinds = g_renew(struct FileKind, loop->kinds, n);
         memset(loop->kinds + loop->n_kinds, 0, (size_t)(n - loop->n_kinds) * sizeof(struct FileKind));
@@ -67,12 +66,10 @@ static bool fd_is_memory(Loop *loop, int fd)
 /* May @bytes bytes be read or written here and now? Waits for the next turn when this one's budget is used up. */
 static bool inline_co_admit(Loop *loop, int fd, int64_t offset, size_t bytes)
 {
-    if (fd < 0 || offset < 0 || bytes > INLINE_MAX || !fd_is_memory(loop, fd)) {
+    if (fd < 0 || offset < 0 || bytes > INLINE_MAX || !fd_is_memory(loop, fd))
         return false;
-    }
-    while (loop->inline_budget <= 0) {
+    while (loop->inline_budget <= 0)
         aio_co_reschedule();
-    }
     loop->inline_budget -= MAX(bytes, INLINE_COST);
     return true;
 }
@@ -80,9 +77,8 @@ static bool inline_co_admit(Loop *loop, int fd, int64_t offset, size_t bytes)
 static size_t iov_bytes(const struct iovec *iov, int niov)
 {
     size_t bytes = 0;
-    for (int i = 0; i < niov; i++) {
+    for (int i = 0; i < niov; i++)
         bytes += iov[i].iov_len;
-    }
     return bytes;
 }
 
@@ -109,20 +105,17 @@ static int poll_co_wait(Coroutine *self, int fd, short events)
  */
 static bool io_co_again(Coroutine *self, int *result, int fd, short events, bool nowait)
 {
-    if (G_LIKELY(*result >= 0)) {
+    if (G_LIKELY(*result >= 0))
         return false;
-    }
     if (*result == -EINTR) {
-        if (self->cancelled) {
+        if (self->cancelled)
             *result = -ECANCELED;
-        }
         return !self->cancelled;
     }
     if (*result == -EAGAIN && events && !nowait) {
         int revents = poll_co_wait(self, fd, events);
-        if (revents >= 0) {
+        if (revents >= 0)
             return true;
-        }
         *result = revents;
         return revents == -EINTR && !self->cancelled;
     }
@@ -154,9 +147,8 @@ ssize_t aio_co_preadv(int fd, const struct iovec *iov, int niov, int64_t offset,
 {
     Coroutine *self = coroutine_self();
     Loop *loop = self->loop;
-    if (inline_co_admit(loop, fd, offset, iov_bytes(iov, niov))) {
+    if (inline_co_admit(loop, fd, offset, iov_bytes(iov, niov)))
         return pread_now(fd, iov, niov, offset, rw_flags);
-    }
     int ret;
     do {
         struct io_uring_sqe *sqe = loop_sqe(loop);
@@ -175,9 +167,8 @@ ssize_t aio_co_pwritev(int fd, const struct iovec *iov, int niov, int64_t offset
 {
     Coroutine *self = coroutine_self();
     Loop *loop = self->loop;
-    if (inline_co_admit(loop, fd, offset, iov_bytes(iov, niov))) {
+    if (inline_co_admit(loop, fd, offset, iov_bytes(iov, niov)))
         return pwrite_now(fd, iov, niov, offset, rw_flags);
-    }
     int ret;
     do {
         struct io_uring_sqe *sqe = loop_sqe(loop);
@@ -197,9 +188,8 @@ int aio_co_fsync(int fd, bool datasync)
     Coroutine *self = coroutine_self();
     /* Asked anew each time: what is remembered may be about an earlier file of this number, and a sync that is left out
      * by mistake loses data. */
-    if (fd >= 0 && file_is_memory(fd)) {
+    if (fd >= 0 && file_is_memory(fd))
         return 0; /* what fsync(2) does there, too */
-    }
     int ret;
     do {
         struct io_uring_sqe *sqe = loop_sqe(self->loop);

@@ -77,12 +77,10 @@ static void listener_free(SocketListener *l)
 {
     struct stat st;
 
-    for (int i = 0; i < l->n; i++) {
+    for (int i = 0; i < l->n; i++)
         close(l->acceptors[i].fd);
-    }
-    if (l->path && lstat(l->path, &st) == 0 && st.st_dev == l->dev && st.st_ino == l->ino) {
+    if (l->path && lstat(l->path, &st) == 0 && st.st_dev == l->dev && st.st_ino == l->ino)
         unlink(l->path);
-    }
     g_free(l->path);
     g_free(l);
 }
@@ -97,9 +95,8 @@ static bool listen_co_unix(SocketListener *l, const SocketAddr *addr, GError **e
     int fd = socket_unix_co_listen(addr, error);
     struct stat st;
 
-    if (fd < 0) {
+    if (fd < 0)
         return false;
-    }
     add_fd(l, fd);
     if (!addr->abstract && lstat(addr->path, &st) == 0) {
         /* Absolute: a daemon may change its directory before it cleans up. */
@@ -116,12 +113,10 @@ static bool listen_fd(SocketListener *l, const SocketAddr *addr, GError **error)
     socklen_t len = sizeof(listening);
     struct sockaddr_storage name;
 
-    if (getsockopt(addr->fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len) < 0) {
+    if (getsockopt(addr->fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len) < 0)
         return error_set_errno(error, errno, "File descriptor %d is no socket", addr->fd);
-    }
-    if (!listening) {
+    if (!listening)
         return error_set(error, "File descriptor %d is a socket that does not listen", addr->fd);
-    }
     len = sizeof(domain);
     getsockopt(addr->fd, SOL_SOCKET, SO_DOMAIN, &domain, &len);
     if (domain == AF_INET || domain == AF_INET6) {
@@ -141,25 +136,21 @@ static int listen_one(const struct addrinfo *ai, unsigned port, unsigned *ret_po
     int on = 1, ret;
     int fd = socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
-    if (fd < 0) {
+    if (fd < 0)
         return -errno;
-    }
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
     if (ai->ai_family == AF_INET6) {
         /* The IPv4 side of "every address" has a socket of its own. */
         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on));
     }
     memcpy(&name, ai->ai_addr, ai->ai_addrlen);
-    if (port) {
+    if (port)
         ((struct sockaddr_in *)&name)->sin_port = htons(port); /* at the same place in sockaddr_in6 */
-    }
     ret = bind(fd, (struct sockaddr *)&name, ai->ai_addrlen);
-    if (!ret) {
+    if (!ret)
         ret = listen(fd, BACKLOG);
-    }
-    if (!ret) {
+    if (!ret)
         ret = getsockname(fd, (struct sockaddr *)&name, &len);
-    }
     if (ret < 0) {
         ret = -errno;
         close(fd);
@@ -186,9 +177,8 @@ static int listen_all(SocketListener *l, const struct addrinfo *list, unsigned p
         }
         first = first ? first : fd;
         if (fd == -EADDRINUSE) {
-            while (l->n > before) {
+            while (l->n > before)
                 close(l->acceptors[--l->n].fd);
-            }
             return fd;
         }
     }
@@ -202,18 +192,15 @@ static bool listen_co_inet(SocketListener *l, const SocketAddr *addr, GError **e
     unsigned port;
     int ret;
 
-    if (!list) {
+    if (!list)
         return false;
-    }
     port = ntohs(((struct sockaddr_in *)list->ai_addr)->sin_port);
     ret = listen_all(l, list, port);
-    while (ret == -EADDRINUSE && port && port < MIN(addr->port_to, 65535u)) {
+    while (ret == -EADDRINUSE && port && port < MIN(addr->port_to, 65535u))
         ret = listen_all(l, list, ++port);
-    }
     freeaddrinfo(list);
-    if (ret < 0) {
+    if (ret < 0)
         return error_set_errno(error, -ret, "Failed to listen on '%s'", what);
-    }
     return true;
 }
 
@@ -242,42 +229,36 @@ SocketListener *socket_co_listen(Loop *loop, const SocketAddr *addr, SocketAccep
         return NULL;
     }
     l->running = l->n;
-    for (int i = 0; i < l->n; i++) {
+    for (int i = 0; i < l->n; i++)
         coroutine_start(loop, acceptor_co_entry, &l->acceptors[i]);
-    }
     return l;
 }
 
 static void cancel_all(SocketListener *l)
 {
-    for (int i = 0; i < l->n; i++) {
-        if (l->acceptors[i].co) {
+    for (int i = 0; i < l->n; i++)
+        if (l->acceptors[i].co)
             aio_cancel(l->acceptors[i].co);
-        }
-    }
 }
 
 void socket_listener_pause(SocketListener *listener, bool pause)
 {
     listener->paused = pause;
-    if (pause) {
+    if (pause)
         cancel_all(listener);
-    } else {
+    else
         coqueue_wake_all(&listener->resumed);
-    }
 }
 
 void socket_listener_co_close(SocketListener *listener)
 {
-    if (!listener) {
+    if (!listener)
         return;
-    }
     listener->closing = true;
     coqueue_wake_all(&listener->resumed);
     cancel_all(listener);
-    while (listener->running) {
+    while (listener->running)
         coqueue_co_wait(&listener->ended, NULL);
-    }
     listener_free(listener);
 }
 

@@ -39,12 +39,10 @@ static bool loop_setup(Loop *loop, GError **error)
                                "Cannot create an io_uring: the kernel or a seccomp filter does not allow it (see "
                                "/proc/sys/kernel/io_uring_disabled and the container's seccomp profile)");
     }
-    if (ret == -ENOMEM) {
+    if (ret == -ENOMEM)
         return error_set_errno(error, -ret, "Cannot create an io_uring: check the limit of locked memory (ulimit -l)");
-    }
-    if (ret < 0) {
+    if (ret < 0)
         return error_set_errno(error, -ret, "Cannot create an io_uring");
-    }
     const unsigned needed = IORING_FEAT_NODROP | IORING_FEAT_EXT_ARG | IORING_FEAT_RW_CUR_POS;
     if ((loop->ring.features & needed) != needed) {
         io_uring_queue_exit(&loop->ring);
@@ -76,9 +74,8 @@ Loop *loop_new(GError **error)
 
 void loop_free(Loop *loop)
 {
-    if (!loop) {
+    if (!loop)
         return;
-    }
     g_assert(!coroutine_active() && loop->live == 0);
     workers_free(loop);
     io_uring_queue_exit(&loop->ring);
@@ -96,17 +93,15 @@ static void submit_check(int ret)
      * Interrupted, timed out, or short of memory or room for the moment: what was not taken stays queued and is offered
      * again in the next turn.
      */
-    if (ret < 0 && ret != -EINTR && ret != -ETIME && ret != -EAGAIN && ret != -EBUSY) {
+    if (ret < 0 && ret != -EINTR && ret != -ETIME && ret != -EAGAIN && ret != -EBUSY)
         g_error("io_uring_enter: %s", g_strerror(-ret));
-    }
 }
 
 struct io_uring_sqe *loop_sqe(Loop *loop)
 {
     struct io_uring_sqe *sqe;
-    while (G_UNLIKELY(!(sqe = io_uring_get_sqe(&loop->ring)))) {
+    while (G_UNLIKELY(!(sqe = io_uring_get_sqe(&loop->ring))))
         submit_check(io_uring_submit(&loop->ring));
-    }
     return sqe;
 }
 
@@ -149,9 +144,8 @@ static void reap(Loop *loop)
     struct io_uring_cqe *cqe;
     /* What completes while these run, by a submission in between, waits for the next turn at the latest. */
     for (unsigned left = io_uring_cq_ready(&loop->ring); left; left--) {
-        if (io_uring_peek_cqe(&loop->ring, &cqe) < 0) {
+        if (io_uring_peek_cqe(&loop->ring, &cqe) < 0)
             return;
-        }
         const uint64_t data = io_uring_cqe_get_data64(cqe);
         const int res = cqe->res;
         io_uring_cqe_seen(&loop->ring, cqe);
@@ -168,9 +162,8 @@ static void reap(Loop *loop)
 static void run_ready(Loop *loop)
 {
     Coroutine *co;
-    while ((co = coqueue_pop(&loop->ready))) {
+    while ((co = coqueue_pop(&loop->ready)))
         co_resume(co);
-    }
 }
 
 /* Behind those that are ready already. */
@@ -178,37 +171,32 @@ static void resume_rescheduled(Loop *loop)
 {
     CoQueue queue = loop->ready_next;
     loop->ready_next = (CoQueue){0};
-    if (!queue.head) {
+    if (!queue.head)
         return;
-    }
-    if (loop->ready.tail) {
+    if (loop->ready.tail)
         loop->ready.tail->next = queue.head;
-    } else {
+    else
         loop->ready.head = queue.head;
-    }
     loop->ready.tail = queue.tail;
 }
 
 void loop_at_turn_end(Loop *loop, TurnEnd *te)
 {
-    if (te->queued) {
+    if (te->queued)
         return;
-    }
     te->queued = true;
     te->next = NULL;
-    if (loop->turn_end_tail) {
+    if (loop->turn_end_tail)
         loop->turn_end_tail->next = te;
-    } else {
+    else
         loop->turn_end_head = te;
-    }
     loop->turn_end_tail = te;
 }
 
 void loop_turn_end_cancel(Loop *loop, TurnEnd *te)
 {
-    if (!te->queued) {
+    if (!te->queued)
         return;
-    }
     TurnEnd *before = NULL;
     TurnEnd **link = &loop->turn_end_head;
     while (*link != te) {
@@ -216,12 +204,10 @@ void loop_turn_end_cancel(Loop *loop, TurnEnd *te)
         link = &before->next;
     }
     *link = te->next;
-    if (loop->turn_end_tail == te) {
+    if (loop->turn_end_tail == te)
         loop->turn_end_tail = before;
-    }
-    if (loop->turn_end_last == te) {
+    if (loop->turn_end_last == te)
         loop->turn_end_last = before;
-    }
     te->queued = false;
 }
 
@@ -232,22 +218,19 @@ static void run_turn_ends(Loop *loop)
     while (loop->turn_end_last) {
         TurnEnd *te = loop->turn_end_head;
         loop->turn_end_head = te->next;
-        if (!loop->turn_end_head) {
+        if (!loop->turn_end_head)
             loop->turn_end_tail = NULL;
-        }
         te->queued = false;
-        if (te == loop->turn_end_last) {
+        if (te == loop->turn_end_last)
             loop->turn_end_last = NULL;
-        }
         te->fn(te->opaque);
     }
 }
 
 static void submit_and_wait(Loop *loop)
 {
-    if (!loop->wake_armed) {
+    if (!loop->wake_armed)
         wake_arm(loop);
-    }
     const bool stop = __atomic_load_n(&loop->stop, __ATOMIC_SEQ_CST);
     const bool more = loop->ready.head || loop->ready_next.head || loop->turn_end_head;
     const int64_t wait = stop || more ? 0 : timers_wait_ns(loop);

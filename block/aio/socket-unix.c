@@ -30,18 +30,15 @@ bool socket_unix_name(const SocketAddr *addr, struct sockaddr_un *ret, unsigned 
     size_t room = sizeof(ret->sun_path) - 1;
 
     *ret = (struct sockaddr_un){.sun_family = AF_UNIX};
-    if (!len && !addr->abstract) {
+    if (!len && !addr->abstract)
         return error_set(error, "UNIX socket path is empty");
-    }
-    if (len > room) {
+    if (len > room)
         return error_set(error, "UNIX socket path '%s' is too long: it must be at most %zu bytes", addr->path, room);
-    }
     memcpy(ret->sun_path + addr->abstract, addr->path, len);
-    if (addr->abstract) {
+    if (addr->abstract)
         *ret_len = addr->padded ? sizeof(*ret) : offsetof(struct sockaddr_un, sun_path) + 1 + len;
-    } else {
+    else
         *ret_len = offsetof(struct sockaddr_un, sun_path) + len + 1;
-    }
     return true;
 }
 
@@ -52,9 +49,8 @@ static char *peer_str(int fd)
     socklen_t len = sizeof(cred);
     g_autofree char *path = NULL, *comm = NULL;
 
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0 || cred.pid <= 0) {
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0 || cred.pid <= 0)
         return g_strdup("another process");
-    }
     path = g_strdup_printf("/proc/%d/comm", (int)cred.pid);
     if (!g_file_get_contents(path, &comm, NULL, NULL)) {
         /* It left its socket to a child, as daemons do. */
@@ -90,15 +86,12 @@ static int unix_co_ask(const struct sockaddr_un *name, unsigned len, char **ret_
         int64_t now = loop_now(loop, LOOP_CLOCK_REAL);
         bool again = !errnum && now < patience && holder_is_gone(fd);
 
-        if (!errnum && !again) {
+        if (!errnum && !again)
             *ret_holder = peer_str(fd);
-        }
-        if (fd >= 0) {
+        if (fd >= 0)
             close(fd);
-        }
-        if (!again || aio_co_sleep_until(LOOP_CLOCK_REAL, now + ASK_AGAIN_MS * INT64_C(1000000)) < 0) {
+        if (!again || aio_co_sleep_until(LOOP_CLOCK_REAL, now + ASK_AGAIN_MS * INT64_C(1000000)) < 0)
             return errnum;
-        }
     }
 }
 
@@ -109,12 +102,10 @@ static bool unix_co_take_over(const SocketAddr *addr, const struct sockaddr_un *
     struct stat st;
     int errnum;
 
-    if (addr->abstract) {
+    if (addr->abstract)
         return error_set(error, "Failed to bind abstract UNIX socket '%s': it is in use", addr->path);
-    }
-    if (lstat(addr->path, &st) == 0 && !S_ISSOCK(st.st_mode)) {
+    if (lstat(addr->path, &st) == 0 && !S_ISSOCK(st.st_mode))
         return error_set(error, "Failed to bind UNIX socket '%s': a file that is no socket is there", addr->path);
-    }
     errnum = unix_co_ask(name, len, &holder);
     if (!errnum || errnum == EAGAIN) {
         return error_set(error, "Failed to bind UNIX socket '%s': it is in use by %s", addr->path,
@@ -124,9 +115,8 @@ static bool unix_co_take_over(const SocketAddr *addr, const struct sockaddr_un *
         return error_set_errno(error, errnum, "Failed to bind UNIX socket '%s': a socket is there, and asking it fails",
                                addr->path);
     }
-    if (unlink(addr->path) < 0 && errno != ENOENT) {
+    if (unlink(addr->path) < 0 && errno != ENOENT)
         return error_set_errno(error, errno, "Failed to remove the stale UNIX socket '%s'", addr->path);
-    }
     return true;
 }
 
@@ -136,9 +126,8 @@ int socket_unix_co_listen(const SocketAddr *addr, GError **error)
     unsigned len;
     int fd;
 
-    if (!socket_unix_name(addr, &name, &len, error)) {
+    if (!socket_unix_name(addr, &name, &len, error))
         return -1;
-    }
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0) {
         error_set_errno(error, errno, "Failed to create a UNIX socket");
@@ -149,9 +138,8 @@ int socket_unix_co_listen(const SocketAddr *addr, GError **error)
             error_set_errno(error, errno, "Failed to bind UNIX socket '%s'", addr->path);
             goto fail;
         }
-        if (!unix_co_take_over(addr, &name, len, error)) {
+        if (!unix_co_take_over(addr, &name, len, error))
             goto fail;
-        }
         if (bind(fd, (struct sockaddr *)&name, len) < 0) {
             error_set_errno(error, errno, "Failed to bind UNIX socket '%s'", addr->path);
             goto fail;

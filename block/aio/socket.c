@@ -81,9 +81,8 @@ static int connect_co_one(int family, const struct sockaddr *name, socklen_t len
     int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0);
     int ret;
 
-    if (fd < 0) {
+    if (fd < 0)
         return -errno;
-    }
     ret = aio_co_connect(fd, name, len);
     if (ret < 0) {
         close(fd);
@@ -98,18 +97,15 @@ static int connect_co_inet(const SocketAddr *addr, GError **error)
     int fd = -EADDRNOTAVAIL;
     int on = 1;
 
-    if (!list) {
+    if (!list)
         return -1;
-    }
-    for (struct addrinfo *ai = list; ai && fd < 0 && fd != -ECANCELED; ai = ai->ai_next) {
+    for (struct addrinfo *ai = list; ai && fd < 0 && fd != -ECANCELED; ai = ai->ai_next)
         fd = connect_co_one(ai->ai_family, ai->ai_addr, ai->ai_addrlen);
-    }
     freeaddrinfo(list);
     if (fd >= 0) {
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-        if (addr->keep_alive) {
+        if (addr->keep_alive)
             setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
-        }
     }
     return fd;
 }
@@ -126,9 +122,8 @@ int socket_co_connect(const SocketAddr *addr, GError **error)
     case SOCKET_FD:
         return addr->fd;
     case SOCKET_UNIX:
-        if (!socket_unix_name(addr, &name, &len, error)) {
+        if (!socket_unix_name(addr, &name, &len, error))
             return -1;
-        }
         fd = connect_co_one(AF_UNIX, (struct sockaddr *)&name, len);
         break;
     case SOCKET_INET:

@@ -39,11 +39,10 @@ struct Workers {
 static void queue_push(WorkQueue *queue, WorkItem *item)
 {
     item->next = NULL;
-    if (queue->tail) {
+    if (queue->tail)
         queue->tail->next = item;
-    } else {
+    else
         queue->head = item;
-    }
     queue->tail = item;
 }
 
@@ -52,9 +51,8 @@ static WorkItem *queue_pop(WorkQueue *queue)
     WorkItem *item = queue->head;
     if (item) {
         queue->head = item->next;
-        if (!queue->head) {
+        if (!queue->head)
             queue->tail = NULL;
-        }
     }
     return item;
 }
@@ -72,9 +70,8 @@ static WorkItem *next_item(Workers *w)
         w->idle--;
     }
     WorkItem *item = queue_pop(&w->todo);
-    if (item) {
+    if (item)
         w->queued--;
-    }
     return item;
 }
 
@@ -135,9 +132,8 @@ int aio_co_worker(WorkerFn *fn, void *opaque)
 {
     Coroutine *self = coroutine_self();
     Loop *loop = self->loop;
-    if (!loop->workers) {
+    if (!loop->workers)
         loop->workers = workers_new(loop);
-    }
     Workers *w = loop->workers;
     WorkItem item = {.fn = fn, .opaque = opaque, .co = self};
     pthread_mutex_lock(&w->lock);
@@ -159,31 +155,27 @@ int aio_co_worker(WorkerFn *fn, void *opaque)
 void workers_reap(Loop *loop)
 {
     Workers *w = loop->workers;
-    if (!w) {
+    if (!w)
         return;
-    }
     pthread_mutex_lock(&w->lock);
     WorkQueue done = w->done;
     w->done = (WorkQueue){0};
     pthread_mutex_unlock(&w->lock);
     WorkItem *item;
-    while ((item = queue_pop(&done))) {
+    while ((item = queue_pop(&done)))
         co_resume(item->co);
-    }
 }
 
 void workers_free(Loop *loop)
 {
     Workers *w = loop->workers;
-    if (!w) {
+    if (!w)
         return;
-    }
     pthread_mutex_lock(&w->lock);
     w->quit = true;
     pthread_cond_broadcast(&w->work);
-    while (w->threads) {
+    while (w->threads)
         pthread_cond_wait(&w->left, &w->lock);
-    }
     pthread_mutex_unlock(&w->lock);
     pthread_cond_destroy(&w->work);
     pthread_cond_destroy(&w->left);

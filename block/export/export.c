@@ -30,9 +30,8 @@ Export *export_find(ExportList *list, const char *id)
     for (GList *l = list->exports.head; l; l = l->next) {
         Export *exp = l->data;
 
-        if (!strcmp(exp->id, id)) {
+        if (!strcmp(exp->id, id))
             return exp;
-        }
     }
     return NULL;
 }
@@ -40,14 +39,11 @@ Export *export_find(ExportList *list, const char *id)
 /* Ids as QEMU takes them: a letter, then letters, digits, '-', '.' and '_'. */
 static bool id_wellformed(const char *id)
 {
-    if (!g_ascii_isalpha(*id)) {
+    if (!g_ascii_isalpha(*id))
         return false;
-    }
-    for (const char *p = id + 1; *p; p++) {
-        if (!g_ascii_isalnum(*p) && !strchr("-._", *p)) {
+    for (const char *p = id + 1; *p; p++)
+        if (!g_ascii_isalnum(*p) && !strchr("-._", *p))
             return false;
-        }
-    }
     return true;
 }
 
@@ -61,9 +57,8 @@ static void export_resized(Port *port)
 {
     Export *exp = port->owner;
 
-    if (exp->ready && exp->type->resized) {
+    if (exp->ready && exp->type->resized)
         exp->type->resized(exp);
-    }
 }
 
 static const PortOps export_port_ops = {
@@ -75,11 +70,9 @@ static const PortOps export_port_ops = {
 
 static const ExportType *type_find(BlockExportType type)
 {
-    for (size_t i = 0; i < G_N_ELEMENTS(export_types); i++) {
-        if (export_types[i]->type == type) {
+    for (size_t i = 0; i < G_N_ELEMENTS(export_types); i++)
+        if (export_types[i]->type == type)
             return export_types[i];
-        }
-    }
     return NULL;
 }
 
@@ -90,23 +83,18 @@ bool export_co_add(ExportList *list, const BlockExportOptions *options, GError *
     Export *exp;
     Node *node;
 
-    if (!id_wellformed(options->id)) {
+    if (!id_wellformed(options->id))
         return error_set(error, "Invalid block export id");
-    }
-    if (export_find(list, options->id)) {
+    if (export_find(list, options->id))
         return error_set(error, "Block export id '%s' is already in use", options->id);
-    }
-    if (!type) {
+    if (!type)
         return error_set(error, "Exports of type '%s' are not supported", qapi_BlockExportType_str(options->type));
-    }
     node = graph_find_node(list->graph, options->node_name);
-    if (!node) {
+    if (!node)
         return error_set(error, "Cannot find device='' nor node-name='%s'", options->node_name);
-    }
     if (options->writable) {
-        if (!node_writable(node)) {
+        if (!node_writable(node))
             return error_set(error, "Cannot export read-only node as writable");
-        }
         perm |= PERM_WRITE;
     }
 
@@ -121,14 +109,12 @@ bool export_co_add(ExportList *list, const BlockExportOptions *options, GError *
     g_queue_push_head(&list->exports, exp);
     /* Clients were told a size: nobody, another process included, may change it under them. */
     exp->port = port_co_new(list->graph, node, perm, PERM_ALL & ~PERM_RESIZE, &export_port_ops, exp, error);
-    if (!exp->port) {
+    if (!exp->port)
         goto fail;
-    }
     exp->port->count_stats = true;
     exp->port->writable = options->writable;
-    if (!type->co_create(exp, options, error)) {
+    if (!type->co_create(exp, options, error))
         goto fail;
-    }
     exp->ready = exp->user_owned = true;
     coqueue_wake_all(&list->gone);
     return true;
@@ -174,9 +160,8 @@ void export_unref(Export *exp)
 
 static void export_request_shutdown(Export *exp)
 {
-    if (!exp->user_owned) {
+    if (!exp->user_owned)
         return;
-    }
     exp->user_owned = false;
     exp->shutting_down = true;
     exp->type->request_shutdown(exp);
@@ -187,15 +172,12 @@ bool export_del(ExportList *list, const char *id, BlockExportRemoveMode mode, GE
 {
     Export *exp = export_find(list, id);
 
-    if (!exp || !exp->ready) {
+    if (!exp || !exp->ready)
         return error_set(error, "Export '%s' is not found", id);
-    }
-    if (!exp->user_owned) {
+    if (!exp->user_owned)
         return error_set(error, "Export '%s' is already shutting down", id);
-    }
-    if (mode == BLOCK_EXPORT_REMOVE_MODE_SAFE && exp->refs > 1) {
+    if (mode == BLOCK_EXPORT_REMOVE_MODE_SAFE && exp->refs > 1)
         return error_set(error, "export '%s' still in use", id);
-    }
     export_request_shutdown(exp);
     return true;
 }
@@ -206,9 +188,8 @@ static Export *first_of(ExportList *list, BlockExportType type)
     for (GList *l = list->exports.head; l; l = l->next) {
         Export *exp = l->data;
 
-        if (type == BLOCK_EXPORT_TYPE__MAX || exp->type->type == type) {
+        if (type == BLOCK_EXPORT_TYPE__MAX || exp->type->type == type)
             return exp;
-        }
     }
     return NULL;
 }
@@ -220,21 +201,18 @@ void export_list_co_close_type(ExportList *list, BlockExportType type)
             Export *exp = l->data;
 
             next = l->next;
-            if (type == BLOCK_EXPORT_TYPE__MAX || exp->type->type == type) {
+            if (type == BLOCK_EXPORT_TYPE__MAX || exp->type->type == type)
                 export_request_shutdown(exp);
-            }
         }
-        if (first_of(list, type)) {
+        if (first_of(list, type))
             coqueue_co_wait(&list->gone, NULL);
-        }
     } while (first_of(list, type));
 }
 
 void export_list_co_close_all(ExportList *list)
 {
-    while (list->nbd && !nbd_server_co_stop(list, NULL)) {
+    while (list->nbd && !nbd_server_co_stop(list, NULL))
         coqueue_co_wait(&list->gone, NULL); /* it is just being started or stopped */
-    }
     export_list_co_close_type(list, BLOCK_EXPORT_TYPE__MAX);
 }
 
@@ -247,9 +225,8 @@ BlockExportInfoList *export_query(ExportList *list)
         Export *exp = l->data;
         BlockExportInfo *info;
 
-        if (!exp->ready) {
+        if (!exp->ready)
             continue;
-        }
         info = g_new0(BlockExportInfo, 1);
         info->id = g_strdup(exp->id);
         info->type = exp->type->type;

@@ -42,9 +42,8 @@ static bool client_co_recv_all(NbdClient *client, void *buf, size_t size)
     while (size) {
         ssize_t n = aio_co_recv(client->fd, p, size, 0);
 
-        if (n <= 0) {
+        if (n <= 0)
             return false;
-        }
         p += n;
         size -= (size_t)n;
     }
@@ -60,9 +59,8 @@ static bool client_co_send_all(NbdClient *client, const GByteArray *out)
         struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
         ssize_t n = aio_co_sendmsg(client->fd, &msg, MSG_NOSIGNAL);
 
-        if (n <= 0) {
+        if (n <= 0)
             return false;
-        }
         sent += (size_t)n;
     }
     return true;
@@ -75,9 +73,8 @@ static bool client_co_skip(NbdClient *client, size_t size)
     while (size) {
         size_t n = MIN(size, sizeof(buf));
 
-        if (!client_co_recv_all(client, buf, n)) {
+        if (!client_co_recv_all(client, buf, n))
             return false;
-        }
         size -= n;
     }
     return true;
@@ -90,22 +87,19 @@ static bool client_co_option(NbdClient *client, NbdHandshake *hs)
     g_autofree uint8_t *data = NULL;
     uint32_t option, len;
 
-    if (!client_co_recv_all(client, head, sizeof(head)) || load_be64(head) != NBD_OPTION_MAGIC) {
+    if (!client_co_recv_all(client, head, sizeof(head)) || load_be64(head) != NBD_OPTION_MAGIC)
         return false;
-    }
     option = load_be32(head + 8);
     len = load_be32(head + 12);
     if (len > NBD_OPTION_MAX) {
-        if (len > NBD_OPTION_SKIP_MAX || !client_co_skip(client, len)) {
+        if (len > NBD_OPTION_SKIP_MAX || !client_co_skip(client, len))
             return false;
-        }
         nbd_handshake_option_too_big(hs, option);
         return true;
     }
     data = g_try_malloc(len + 1);
-    if (!data || !client_co_recv_all(client, data, len)) {
+    if (!data || !client_co_recv_all(client, data, len))
         return false;
-    }
     nbd_handshake_option(hs, option, data, len);
     return true;
 }
@@ -115,24 +109,21 @@ static bool client_co_negotiate(NbdClient *client, NbdHandshake *hs)
 {
     uint8_t flags[4];
 
-    if (!client_co_send_all(client, hs->out) || !client_co_recv_all(client, flags, sizeof(flags))) {
+    if (!client_co_send_all(client, hs->out) || !client_co_recv_all(client, flags, sizeof(flags)))
         return false;
-    }
     nbd_handshake_client_flags(hs, load_be32(flags));
     while (hs->state == NBD_HS_OPTIONS) {
         g_byte_array_set_size(hs->out, 0);
-        if (!client_co_option(client, hs)) {
+        if (!client_co_option(client, hs))
             return false;
-        }
         if (hs->state == NBD_HS_TRANSMIT) {
             client->exp = nbd_export_of_info(hs->chosen);
             export_ref(&client->exp->base); /* before anything yields */
             client->structured = hs->structured;
             client->contexts = hs->contexts;
         }
-        if (!client_co_send_all(client, hs->out)) {
+        if (!client_co_send_all(client, hs->out))
             return false;
-        }
     }
     return hs->state == NBD_HS_TRANSMIT && !client->closing;
 }
@@ -167,14 +158,12 @@ void nbd_server_idle_tick(void *opaque)
     for (GList *l = server->clients.head; l; l = l->next) {
         NbdClient *client = l->data;
 
-        if (client->in_wait && !client->in_active) {
+        if (client->in_wait && !client->in_active)
             aio_cancel(client->reader);
-        }
         client->in_active = false;
     }
-    if (server->in_bufs) {
+    if (server->in_bufs)
         timer_arm(&server->idle_timer, loop_now(server->loop, LOOP_CLOCK_REAL) + IDLE_NS);
-    }
 }
 
 static void drop_in_buf(NbdClient *client)
@@ -191,13 +180,11 @@ static bool new_in_buf(NbdClient *client)
     NbdServer *server = client->server;
 
     client->in = nbd_in_buf_new(client);
-    if (!client->in) {
+    if (!client->in)
         return false;
-    }
     server->in_bufs++;
-    if (!timer_armed(&server->idle_timer)) {
+    if (!timer_armed(&server->idle_timer))
         timer_arm(&server->idle_timer, loop_now(server->loop, LOOP_CLOCK_REAL) + IDLE_NS);
-    }
     return true;
 }
 
@@ -208,9 +195,8 @@ static bool make_room(NbdClient *client)
     NbdInBuf *in = client->in;
     size_t left;
 
-    if (!in) {
+    if (!in)
         return new_in_buf(client);
-    }
     left = in->end - in->start;
     if (in->refs == 1) {
         if (in->start) {
@@ -220,9 +206,8 @@ static bool make_room(NbdClient *client)
         }
         return true;
     }
-    if (NBD_IN_BUF_DATA - in->end >= NBD_IN_BUF_DATA / 2) {
+    if (NBD_IN_BUF_DATA - in->end >= NBD_IN_BUF_DATA / 2)
         return true;
-    }
     client->in = nbd_in_buf_new(client);
     if (!client->in) {
         client->in = in;
@@ -242,15 +227,12 @@ static bool client_co_fill(NbdClient *client, size_t want)
         size_t have = in ? in->end - in->start : 0;
         ssize_t n;
 
-        if (client->closing) {
+        if (client->closing)
             return false;
-        }
-        if (have >= want) {
+        if (have >= want)
             return true;
-        }
-        if (!make_room(client)) {
+        if (!make_room(client))
             return false;
-        }
         in = client->in;
         client->in_wait = !have;
         n = aio_co_recv(client->fd, in->data + in->end, NBD_IN_BUF_DATA - in->end, 0);
@@ -260,9 +242,8 @@ static bool client_co_fill(NbdClient *client, size_t want)
             in->end += (size_t)n;
         } else if (n == -ECANCELED && !client->closing && !have) {
             drop_in_buf(client);
-            if (aio_co_poll(client->fd, POLLIN) < 0) {
+            if (aio_co_poll(client->fd, POLLIN) < 0)
                 return false;
-            }
         } else {
             return false;
         }
@@ -273,9 +254,8 @@ static bool client_co_fill(NbdClient *client, size_t want)
 
 static bool has_room(const NbdClient *client, size_t bytes)
 {
-    if (!client->n_reqs) {
+    if (!client->n_reqs)
         return coroutine_available(client->loop);
-    }
     return client->n_reqs < NBD_MAX_REQUESTS && client->req_bytes + bytes <= NBD_MAX_CLIENT_BYTES &&
            client->server->bytes + bytes <= NBD_MAX_SERVER_BYTES && coroutine_available(client->loop);
 }
@@ -283,13 +263,11 @@ static bool has_room(const NbdClient *client, size_t bytes)
 /* Waits until one more request, with a buffer of @bytes, may be in flight. */
 static void client_co_admit(NbdClient *client, size_t bytes)
 {
-    while (G_UNLIKELY(!has_room(client, bytes)) && !client->closing) {
-        if (client->n_reqs) {
+    while (G_UNLIKELY(!has_room(client, bytes)) && !client->closing)
+        if (client->n_reqs)
             coqueue_co_wait(&client->slots, NULL);
-        } else {
+        else
             aio_co_reschedule();
-        }
-    }
 }
 
 /* Bytes of memory that the request takes. */
@@ -311,9 +289,8 @@ static bool client_co_recv_data(NbdClient *client, uint8_t *p, size_t size)
 {
     NbdInBuf *in = client->in;
 
-    if (in->refs == 1 && in->start == in->end) {
+    if (in->refs == 1 && in->start == in->end)
         in->start = in->end = 0;
-    }
     while (size) {
         struct iovec iov[2] = {
             {.iov_base = p, .iov_len = size},
@@ -323,9 +300,8 @@ static bool client_co_recv_data(NbdClient *client, uint8_t *p, size_t size)
         ssize_t n = aio_co_recvmsg(client->fd, &msg, 0);
         size_t got;
 
-        if (n <= 0) {
+        if (n <= 0)
             return false;
-        }
         got = MIN((size_t)n, size);
         p += got;
         size -= got;
@@ -341,9 +317,8 @@ static bool client_co_payload(NbdClient *client, NbdReq *req)
     size_t have;
 
     if (req->len <= INLINE_PAYLOAD && !needs_aligned_memory(client)) {
-        if (!client_co_fill(client, req->len)) {
+        if (!client_co_fill(client, req->len))
             return false;
-        }
         in = client->in;
         req->data = in->data + in->start;
         req->in = in;
@@ -351,9 +326,8 @@ static bool client_co_payload(NbdClient *client, NbdReq *req)
         in->start += req->len;
         return true;
     }
-    if (!nbd_req_alloc(req, req->len)) {
+    if (!nbd_req_alloc(req, req->len))
         return false;
-    }
     req->data = req->buf;
     in = client->in;
     have = MIN(in->end - in->start, req->len);
@@ -371,9 +345,8 @@ static bool client_co_request(NbdClient *client)
     uint32_t len;
     NbdReq *req;
 
-    if (!client_co_fill(client, NBD_REQUEST_SIZE)) {
+    if (!client_co_fill(client, NBD_REQUEST_SIZE))
         return false;
-    }
     h = client->in->data + client->in->start;
     if (G_UNLIKELY(load_be32(h) != NBD_REQUEST_MAGIC)) {
         nbd_client_close(client);
@@ -385,13 +358,11 @@ static bool client_co_request(NbdClient *client)
     offset = load_be64(h + 16);
     len = load_be32(h + 24);
     client->in->start += NBD_REQUEST_SIZE;
-    if (type == NBD_CMD_DISC) {
+    if (type == NBD_CMD_DISC)
         return false;
-    }
     client_co_admit(client, request_bytes(type, len));
-    if (client->closing) {
+    if (client->closing)
         return false;
-    }
     req = nbd_req_new(client);
     req->cookie = cookie;
     req->offset = offset;
@@ -432,16 +403,14 @@ static void client_co_entry(void *opaque)
         nbd_client_close(client);
     }
     /* What was asked is answered yet, where the client still listens. */
-    while (client->n_reqs || client->sending) {
+    while (client->n_reqs || client->sending)
         coqueue_co_wait(&client->slots, NULL);
-    }
     nbd_client_close(client);
     loop_turn_end_cancel(client->loop, &client->turn_end);
     drop_in_buf(client);
     close(client->fd);
-    if (client->exp) {
+    if (client->exp)
         export_unref(&client->exp->base);
-    }
     nbd_server_client_gone(server, client);
     g_free(client);
 }
@@ -456,9 +425,8 @@ void nbd_client_start(NbdServer *server, int fd)
     client->fd = fd;
     client->turn_end = (TurnEnd){.fn = nbd_reply_turn_end, .opaque = client};
     /* More than the system's limit only where we may. */
-    if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size)) < 0) {
+    if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size)) < 0)
         setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
-    }
     g_queue_push_tail(&server->clients, client);
     coroutine_start(client->loop, client_co_entry, client);
 }

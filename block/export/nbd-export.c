@@ -18,9 +18,8 @@ static bool name_taken(const NbdServer *server, const char *name)
     for (guint i = 0; i < server->exports->len; i++) {
         const NbdExportInfo *info = g_ptr_array_index(server->exports, i);
 
-        if (!strcmp(info->name, name)) {
+        if (!strcmp(info->name, name))
             return true;
-        }
     }
     return false;
 }
@@ -32,9 +31,8 @@ static Bitmap *find_bitmap(Node *node, const char *name)
         Bitmap *bitmap = bitmap_find(node, name);
         Child *below = node_filtered_child(node);
 
-        if (bitmap) {
+        if (bitmap)
             return bitmap;
-        }
         below = below ? below : node->backing;
         node = below ? below->node : NULL;
     }
@@ -49,24 +47,19 @@ static bool add_bitmap(NbdExport *exp, const BlockDirtyBitmapOrStr *ref, GError 
         const BlockDirtyBitmap *where = ref->u.external;
 
         bitmap = bitmap_lookup(exp->base.list->graph, where->node, where->name, NULL, error);
-        if (!bitmap) {
+        if (!bitmap)
             return false;
-        }
     } else {
         bitmap = find_bitmap(port_node(exp->base.port), ref->u.local);
-        if (!bitmap) {
+        if (!bitmap)
             return error_set(error, "Bitmap '%s' is not found", ref->u.local);
-        }
     }
-    if (!bitmap_check(bitmap, BITMAP_REFUSE_BUSY | BITMAP_REFUSE_INCONSISTENT, error)) {
+    if (!bitmap_check(bitmap, BITMAP_REFUSE_BUSY | BITMAP_REFUSE_INCONSISTENT, error))
         return false;
-    }
-    if (!exp->base.writable && bitmap->enabled) {
+    if (!exp->base.writable && bitmap->enabled)
         return error_set(error, "Enabled bitmap '%s' incompatible with readonly export", bitmap->name);
-    }
-    if (exp->info.contexts->len == NBD_MAX_CONTEXTS) {
+    if (exp->info.contexts->len == NBD_MAX_CONTEXTS)
         return error_set(error, "An NBD export has at most %d bitmaps", NBD_MAX_CONTEXTS - (int)exp->first_bitmap);
-    }
     bitmap->busy++;
     g_ptr_array_add(exp->bitmaps, bitmap);
     g_ptr_array_add(exp->info.contexts, g_strdup_printf("qemu:dirty-bitmap:%s", bitmap->name));
@@ -83,11 +76,9 @@ static bool add_contexts(NbdExport *exp, const BlockExportOptionsNbd *options, G
         g_ptr_array_add(exp->info.contexts, g_strdup("qemu:allocation-depth"));
     }
     exp->first_bitmap = exp->info.contexts->len;
-    for (size_t i = 0; options->bitmaps && i < options->bitmaps->len; i++) {
-        if (!add_bitmap(exp, options->bitmaps->items[i], error)) {
+    for (size_t i = 0; options->bitmaps && i < options->bitmaps->len; i++)
+        if (!add_bitmap(exp, options->bitmaps->items[i], error))
             return false;
-        }
-    }
     return true;
 }
 
@@ -117,15 +108,13 @@ static uint16_t transmission_flags(const NbdExport *exp)
 {
     uint16_t flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_CACHE;
 
-    if (exp->base.writable) {
+    if (exp->base.writable)
         flags |= NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
-    } else {
+    else
         flags |= NBD_FLAG_READ_ONLY;
-    }
     /* All connections share one cache, so a flush on one covers the writes of all. */
-    if (exp->server->max_connections != 1) {
+    if (exp->server->max_connections != 1)
         flags |= NBD_FLAG_CAN_MULTI_CONN;
-    }
     return flags;
 }
 
@@ -136,19 +125,15 @@ static bool nbd_export_co_create(Export *base, const BlockExportOptions *options
     const BlockExportOptionsNbd *nbd = &options->u.nbd;
     const char *name = nbd->name ? nbd->name : options->node_name;
 
-    if (!nbd_server_running(base->list)) {
+    if (!nbd_server_running(base->list))
         return error_set(error, "NBD server not running");
-    }
     exp->server = base->list->nbd;
-    if (strlen(name) > NBD_MAX_STRING) {
+    if (strlen(name) > NBD_MAX_STRING)
         return error_set(error, "export name '%s' too long", name);
-    }
-    if (nbd->description && strlen(nbd->description) > NBD_MAX_STRING) {
+    if (nbd->description && strlen(nbd->description) > NBD_MAX_STRING)
         return error_set(error, "description '%s' too long", nbd->description);
-    }
-    if (name_taken(exp->server, name)) {
+    if (name_taken(exp->server, name))
         return error_set(error, "NBD server already has export named '%s'", name);
-    }
     exp->info.serial = ++serial;
     exp->info.name = g_strdup(name);
     exp->info.description = g_strdup(nbd->description);
@@ -170,9 +155,8 @@ static void nbd_export_request_shutdown(Export *base)
     for (GList *l = exp->server->clients.head; l; l = l->next) {
         NbdClient *client = l->data;
 
-        if (client->exp == exp) {
+        if (client->exp == exp)
             nbd_client_close(client);
-        }
     }
 }
 

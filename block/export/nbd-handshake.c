@@ -11,9 +11,8 @@ typedef struct Cursor {
 
 static bool take_u16(Cursor *c, uint16_t *ret)
 {
-    if (c->left < sizeof(*ret)) {
+    if (c->left < sizeof(*ret))
         return false;
-    }
     *ret = load_be16(c->p);
     c->p += sizeof(*ret);
     c->left -= sizeof(*ret);
@@ -22,9 +21,8 @@ static bool take_u16(Cursor *c, uint16_t *ret)
 
 static bool take_u32(Cursor *c, uint32_t *ret)
 {
-    if (c->left < sizeof(*ret)) {
+    if (c->left < sizeof(*ret))
         return false;
-    }
     *ret = load_be32(c->p);
     c->p += sizeof(*ret);
     c->left -= sizeof(*ret);
@@ -36,9 +34,8 @@ static bool take_string(Cursor *c, const char **ret, size_t *ret_len)
 {
     uint32_t len;
 
-    if (!take_u32(c, &len) || len > c->left) {
+    if (!take_u32(c, &len) || len > c->left)
         return false;
-    }
     *ret = (const char *)c->p;
     *ret_len = len;
     c->p += len;
@@ -100,9 +97,8 @@ static const NbdExportInfo *find_export(const NbdHandshake *hs, const char *name
     for (guint i = 0; i < hs->exports->len; i++) {
         const NbdExportInfo *info = g_ptr_array_index(hs->exports, i);
 
-        if (strlen(info->name) == len && (len == 0 || !memcmp(info->name, name, len))) {
+        if (strlen(info->name) == len && (len == 0 || !memcmp(info->name, name, len)))
             return info;
-        }
     }
     return NULL;
 }
@@ -111,9 +107,8 @@ static void choose(NbdHandshake *hs, const NbdExportInfo *info)
 {
     hs->chosen = info;
     hs->state = NBD_HS_TRANSMIT;
-    if (hs->contexts_serial != info->serial) {
+    if (hs->contexts_serial != info->serial)
         hs->contexts = 0; /* they were selected for another export */
-    }
 }
 
 static uint16_t transmission_flags(const NbdHandshake *hs, const NbdExportInfo *info)
@@ -135,9 +130,8 @@ static void opt_export_name(NbdHandshake *hs, Cursor c)
     }
     put_u64(hs->out, info->size);
     put_u16(hs->out, transmission_flags(hs, info));
-    if (!hs->no_zeroes) {
+    if (!hs->no_zeroes)
         put_bytes(hs->out, zeroes, sizeof(zeroes));
-    }
     choose(hs, info);
 }
 
@@ -172,12 +166,10 @@ static void put_info_string(NbdHandshake *hs, uint32_t option, uint16_t kind, co
 static void put_info(NbdHandshake *hs, uint32_t option, const NbdExportInfo *info, bool name, bool description,
                      bool block_size)
 {
-    if (name) {
+    if (name)
         put_info_string(hs, option, NBD_INFO_NAME, info->name);
-    }
-    if (description && info->description) {
+    if (description && info->description)
         put_info_string(hs, option, NBD_INFO_DESCRIPTION, info->description);
-    }
     /* Told to everybody. Who did not ask may not heed it, and so may send what is aligned to nothing. */
     reply(hs, option, NBD_REP_INFO, 14);
     put_u16(hs->out, NBD_INFO_BLOCK_SIZE);
@@ -219,9 +211,8 @@ static void opt_go(NbdHandshake *hs, uint32_t option, Cursor c)
     }
     put_info(hs, option, info, want_name, want_description, want_block_size);
     reply(hs, option, NBD_REP_ACK, 0);
-    if (option == NBD_OPT_GO) {
+    if (option == NBD_OPT_GO)
         choose(hs, info);
-    }
 }
 
 static void opt_structured_reply(NbdHandshake *hs, Cursor c)
@@ -239,9 +230,8 @@ static bool query_matches(const char *query, size_t len, const char *context, bo
 {
     size_t context_len = strlen(context);
 
-    if (list && len && query[len - 1] == ':') {
+    if (list && len && query[len - 1] == ':')
         return len <= context_len && !memcmp(query, context, len);
-    }
     return len == context_len && !memcmp(query, context, len);
 }
 
@@ -249,11 +239,9 @@ static uint64_t query_select(const NbdExportInfo *info, const char *query, size_
 {
     uint64_t selected = 0;
 
-    for (guint i = 0; i < info->contexts->len; i++) {
-        if (query_matches(query, len, g_ptr_array_index(info->contexts, i), list)) {
+    for (guint i = 0; i < info->contexts->len; i++)
+        if (query_matches(query, len, g_ptr_array_index(info->contexts, i), list))
             selected |= UINT64_C(1) << i;
-        }
-    }
     return selected;
 }
 
@@ -266,9 +254,8 @@ static void opt_meta_context(NbdHandshake *hs, uint32_t option, Cursor c)
     size_t len;
     uint32_t n;
 
-    if (!list) {
+    if (!list)
         hs->contexts = 0; /* whatever comes of it, it replaces what was selected before */
-    }
     if (!hs->structured) {
         reply_error(hs, option, NBD_REP_ERR_INVALID, "structured replies were not negotiated");
         return;
@@ -282,9 +269,8 @@ static void opt_meta_context(NbdHandshake *hs, uint32_t option, Cursor c)
         reply_error(hs, option, NBD_REP_ERR_UNKNOWN, "export '%.*s' not present", (int)MIN(len, NBD_MAX_STRING), text);
         return;
     }
-    if (list && n == 0) {
+    if (list && n == 0)
         selected = UINT64_MAX;
-    }
     for (uint32_t i = 0; i < n; i++) {
         if (!take_string(&c, &text, &len)) {
             reply_error(hs, option, NBD_REP_ERR_INVALID, "malformed request");
@@ -332,9 +318,8 @@ void nbd_handshake_clear(NbdHandshake *hs)
 
 void nbd_handshake_client_flags(NbdHandshake *hs, uint32_t flags)
 {
-    if (flags & ~(uint32_t)(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES)) {
+    if (flags & ~(uint32_t)(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES))
         hs->state = NBD_HS_CLOSE; /* the specification asks for it: they would change what comes next */
-    }
     hs->fixed = flags & NBD_FLAG_FIXED_NEWSTYLE;
     hs->no_zeroes = flags & NBD_FLAG_NO_ZEROES;
 }

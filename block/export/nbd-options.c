@@ -8,12 +8,10 @@
 
 static bool inet_addr_of(const InetSocketAddress *in, SocketAddr *ret, GError **error)
 {
-    if (in->keep_alive) {
+    if (in->keep_alive)
         return error_set(error, "keep-alive option is not supported for passive sockets");
-    }
-    if (in->mptcp) {
+    if (in->mptcp)
         return error_set(error, "Parameter 'mptcp' is not supported");
-    }
     *ret = (SocketAddr){
         .kind = SOCKET_INET,
         .host = in->host,
@@ -55,12 +53,10 @@ static bool fd_addr_of(const FdSocketAddress *fd, SocketAddr *ret, GError **erro
 
 static bool refuse_tls(const char *tls_creds, const char *tls_authz, GError **error)
 {
-    if (tls_creds) {
+    if (tls_creds)
         return error_set(error, "Parameter 'tls-creds' is not supported: this server has no TLS");
-    }
-    if (tls_authz) {
+    if (tls_authz)
         return error_set(error, "Parameter 'tls-authz' is not supported: this server has no TLS");
-    }
     return true;
 }
 
@@ -70,9 +66,8 @@ bool nbd_server_co_start_options(ExportList *list, const NbdServerOptions *optio
     SocketAddr sa;
     bool ok = false;
 
-    if (!refuse_tls(options->tls_creds, options->tls_authz, error)) {
+    if (!refuse_tls(options->tls_creds, options->tls_authz, error))
         return false;
-    }
     switch (addr->type) {
     case SOCKET_ADDRESS_TYPE_INET:
         ok = inet_addr_of(&addr->u.inet, &sa, error);
@@ -95,9 +90,8 @@ bool nbd_server_co_start_legacy(ExportList *list, const SocketAddressLegacy *add
     SocketAddr sa;
     bool ok = false;
 
-    if (!refuse_tls(tls_creds, tls_authz, error)) {
+    if (!refuse_tls(tls_creds, tls_authz, error))
         return false;
-    }
     switch (addr->type) {
     case SOCKET_ADDRESS_TYPE_INET:
         ok = inet_addr_of(addr->u.inet.data, &sa, error);
@@ -127,13 +121,11 @@ bool nbd_server_co_add(ExportList *list, const NbdServerAddArgs *args, GError **
     };
     Node *node;
 
-    if (!nbd_server_running(list)) {
+    if (!nbd_server_running(list))
         return error_set(error, "NBD server not running");
-    }
     node = graph_lookup(list->graph, args->device, error);
-    if (!node) {
+    if (!node)
         return false;
-    }
     options.node_name = node->name;
     options.writable = args->writable && node_writable(node); /* as QEMU has it: read-only nodes go as such, unasked */
     return export_co_add(list, &options, error);

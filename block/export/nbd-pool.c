@@ -34,9 +34,8 @@ void nbd_req_free(NbdReq *req)
     NbdClient *client = req->client;
     NbdServer *server = client->server;
 
-    if (req->in) {
+    if (req->in)
         nbd_in_buf_unref(client->loop, req->in);
-    }
     aio_buf_put(client->loop, req->buf, req->buf_size);
     aio_buf_put(client->loop, req->extra, req->extra_size);
     client->req_bytes -= req->charge;
@@ -92,9 +91,8 @@ NbdInBuf *nbd_in_buf_new(NbdClient *client)
 
 void nbd_in_buf_unref(Loop *loop, NbdInBuf *in)
 {
-    if (--in->refs == 0) {
+    if (--in->refs == 0)
         aio_buf_put(loop, in, NBD_IN_BUF_SIZE);
-    }
 }
 
 void nbd_pool_free(NbdServer *server)

@@ -45,9 +45,8 @@ static int gather(const NbdClient *client, struct iovec *iov)
                 skip -= req->iov[i].iov_len;
                 continue;
             }
-            if (n == SEND_IOVS) {
+            if (n == SEND_IOVS)
                 return n;
-            }
             iov[n].iov_base = (char *)req->iov[i].iov_base + skip;
             iov[n].iov_len = req->iov[i].iov_len - skip;
             skip = 0;
@@ -67,9 +66,8 @@ static void advance(NbdClient *client, size_t bytes)
 
         bytes -= req->out_bytes;
         client->out_head = req->next;
-        if (!client->out_head) {
+        if (!client->out_head)
             client->out_tail = NULL;
-        }
         nbd_req_free(req);
     }
     client->out_sent = bytes;
@@ -92,16 +90,14 @@ static void send_co_entry(void *opaque)
         struct msghdr msg = {.msg_iov = iov, .msg_iovlen = (size_t)gather(client, iov)};
         ssize_t n = aio_co_sendmsg(client->fd, &msg, MSG_NOSIGNAL);
 
-        if (n < 0) {
+        if (n < 0)
             nbd_client_close(client);
-        } else {
+        else
             advance(client, (size_t)n);
-        }
     }
     client->sending = false;
-    if (client->closing) {
+    if (client->closing)
         drop_answers(client);
-    }
     coqueue_wake_one(&client->slots);
 }
 
@@ -140,18 +136,16 @@ void nbd_reply_iov(NbdReq *req)
 {
     NbdClient *client = req->client;
 
-    if (client->out_tail) {
+    if (client->out_tail)
         client->out_tail->next = req;
-    } else {
+    else
         client->out_head = req;
-    }
     client->out_tail = req;
     client->out_bytes += req->out_bytes;
-    if (client->out_bytes >= LOAD_BYTES) {
+    if (client->out_bytes >= LOAD_BYTES)
         send_now(client);
-    } else {
+    else
         loop_at_turn_end(client->loop, &client->turn_end);
-    }
 }
 
 static void reply_head(NbdReq *req, size_t len)
@@ -180,11 +174,10 @@ void nbd_reply_error(NbdReq *req, uint32_t nbd_error)
 void nbd_reply_done(NbdReq *req)
 {
     /* A simple answer will do for all but reads, also where structured ones were negotiated. */
-    if (!req->client->structured || (req->type != NBD_CMD_READ && req->type != NBD_CMD_BLOCK_STATUS)) {
+    if (!req->client->structured || (req->type != NBD_CMD_READ && req->type != NBD_CMD_BLOCK_STATUS))
         reply_head(req, put_simple(req, 0));
-    } else {
+    else
         reply_head(req, nbd_put_chunk(req->head, req, NBD_REPLY_FLAG_DONE, NBD_REPLY_NONE, 0));
-    }
 }
 
 void nbd_reply_data(NbdReq *req)

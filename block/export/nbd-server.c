@@ -13,9 +13,8 @@ static void server_accepted(int fd, void *opaque)
         return;
     }
     nbd_client_start(server, fd);
-    if (server->max_connections && server->clients.length >= server->max_connections) {
+    if (server->max_connections && server->clients.length >= server->max_connections)
         socket_listener_pause(server->listener, true);
-    }
 }
 
 void nbd_server_client_gone(NbdServer *server, NbdClient *client)
@@ -23,9 +22,8 @@ void nbd_server_client_gone(NbdServer *server, NbdClient *client)
     bool was_full = server->max_connections && server->clients.length >= server->max_connections;
 
     g_queue_remove(&server->clients, client);
-    if (was_full && server->listener) {
+    if (was_full && server->listener)
         socket_listener_pause(server->listener, false);
-    }
     coqueue_wake_all(&server->client_gone);
 }
 
@@ -33,9 +31,8 @@ bool nbd_server_co_start(ExportList *list, const SocketAddr *addr, uint32_t max_
 {
     NbdServer *server;
 
-    if (list->nbd) {
+    if (list->nbd)
         return error_set(error, "NBD server already running");
-    }
     server = g_new0(NbdServer, 1);
     server->list = list;
     server->loop = list->loop;
@@ -67,18 +64,15 @@ bool nbd_server_co_stop(ExportList *list, GError **error)
 {
     NbdServer *server = list->nbd;
 
-    if (!nbd_server_running(list)) {
+    if (!nbd_server_running(list))
         return error_set(error, "NBD server not running");
-    }
     server->stopping = true;
     socket_listener_co_close(g_steal_pointer(&server->listener));
-    for (GList *l = server->clients.head; l; l = l->next) {
+    for (GList *l = server->clients.head; l; l = l->next)
         nbd_client_close(l->data);
-    }
     export_list_co_close_type(list, BLOCK_EXPORT_TYPE_NBD);
-    while (server->clients.length) {
+    while (server->clients.length)
         coqueue_co_wait(&server->client_gone, NULL);
-    }
     timer_cancel(&server->idle_timer);
     nbd_pool_free(server);
     g_ptr_array_free(server->exports, TRUE);

@@ -28,9 +28,8 @@ static bool extents_add(Extents *e, uint32_t bytes, uint32_t flags)
         store_be32(last, load_be32(last) + bytes); /* within the request's length, which is 32 bits wide */
         return true;
     }
-    if (e->n == e->max) {
+    if (e->n == e->max)
         return false;
-    }
     store_be32(e->p + e->n * EXTENT_SIZE, bytes);
     store_be32(e->p + e->n * EXTENT_SIZE + 4, flags);
     e->last_flags = flags;
@@ -43,15 +42,13 @@ int nbd_co_status_above(NbdReq *req, bool want_zero, uint64_t offset, uint64_t b
     Node *node = port_node(req->client->exp->base.port);
     int r;
 
-    if (!node) {
+    if (!node)
         return -ENOMEDIUM;
-    }
     node_ref(node); /* a job may put another in its place meanwhile */
     r = node_co_block_status_above(node, NULL, want_zero, offset, bytes, ret, ret_depth);
     node_co_unref(node);
-    if (r == 0 && !ret->bytes) {
+    if (r == 0 && !ret->bytes)
         return -EIO; /* the image shrank meanwhile */
-    }
     return r;
 }
 
@@ -65,18 +62,16 @@ static int collect_co_status(NbdReq *req, bool depth, Extents *e)
         int levels;
         int ret = nbd_co_status_above(req, !depth, offset, end - offset, &status, &levels);
 
-        if (ret < 0) {
+        if (ret < 0)
             return ret;
-        }
         if (depth) {
             flags = status.flags & STATUS_ALLOCATED ? (uint32_t)levels + 1 : NBD_DEPTH_NONE;
         } else {
             flags =
                 (status.flags & STATUS_DATA ? 0 : NBD_STATE_HOLE) | (status.flags & STATUS_ZERO ? NBD_STATE_ZERO : 0);
         }
-        if (!extents_add(e, (uint32_t)status.bytes, flags)) {
+        if (!extents_add(e, (uint32_t)status.bytes, flags))
             break;
-        }
         offset += status.bytes;
     }
     return 0;
@@ -94,9 +89,8 @@ static void collect_bitmap(const NbdReq *req, const Bitmap *bitmap, Extents *e)
             bytes = (int64_t)(end - offset); /* past the bitmap's end: nothing is known to be dirty there */
             dirty = false;
         }
-        if (!extents_add(e, (uint32_t)bytes, dirty ? NBD_STATE_DIRTY : 0)) {
+        if (!extents_add(e, (uint32_t)bytes, dirty ? NBD_STATE_DIRTY : 0))
             break;
-        }
         offset += (uint64_t)bytes;
     }
 }
@@ -105,12 +99,10 @@ static int collect_co_context(NbdReq *req, unsigned context, Extents *e)
 {
     NbdExport *exp = req->client->exp;
 
-    if (context == 0) {
+    if (context == 0)
         return collect_co_status(req, false, e);
-    }
-    if (context == exp->depth_context) {
+    if (context == exp->depth_context)
         return collect_co_status(req, true, e);
-    }
     collect_bitmap(req, g_ptr_array_index(exp->bitmaps, context - exp->first_bitmap), e);
     return 0;
 }
@@ -122,25 +114,21 @@ int nbd_co_block_status(NbdReq *req)
     unsigned max;
     uint8_t *p;
 
-    if (!left || !req->len) {
+    if (!left || !req->len)
         return -EINVAL;
-    }
     max = req->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : (ANSWER_BYTES / left - HEAD_SIZE) / EXTENT_SIZE;
-    if (!nbd_req_alloc(req, left * (HEAD_SIZE + max * EXTENT_SIZE))) {
+    if (!nbd_req_alloc(req, left * (HEAD_SIZE + max * EXTENT_SIZE)))
         return -ENOMEM;
-    }
     p = req->buf;
     for (unsigned i = 0; i < NBD_MAX_CONTEXTS; i++) {
         Extents e = {.p = p + HEAD_SIZE, .max = max};
         int ret;
 
-        if (!(client->contexts & (UINT64_C(1) << i))) {
+        if (!(client->contexts & (UINT64_C(1) << i)))
             continue;
-        }
         ret = collect_co_context(req, i, &e);
-        if (ret < 0) {
+        if (ret < 0)
             return ret;
-        }
         left--;
         nbd_put_chunk(p, req, left ? 0 : NBD_REPLY_FLAG_DONE, NBD_REPLY_BLOCK_STATUS, 4 + e.n * EXTENT_SIZE);
         store_be32(p + NBD_CHUNK_SIZE, i);

@@ -75,11 +75,10 @@ static void sparse_add(Sparse *s, uint64_t offset, uint32_t len, bool hole)
     Chunk *last = s->n ? &s->chunks[s->n - 1] : NULL;
 
     hole = hole && (len >= HOLE_MIN || (last && last->hole));
-    if (last && last->hole == hole) {
+    if (last && last->hole == hole)
         last->len += len;
-    } else {
+    else
         s->chunks[s->n++] = (Chunk){.offset = offset, .len = len, .hole = hole};
-    }
 }
 
 /* Finds out what of the range is data. The last chunk is data when there are too many. */
@@ -93,9 +92,8 @@ static int sparse_co_map(NbdReq *req, Sparse *s)
 
         if (s->n < SPARSE_CHUNKS - 1) {
             ret = nbd_co_status_above(req, true, offset, end - offset, &status, NULL);
-            if (ret < 0) {
+            if (ret < 0)
                 return ret;
-            }
         }
         sparse_add(s, offset, (uint32_t)status.bytes, status.flags & STATUS_ZERO);
         offset += status.bytes;
@@ -148,21 +146,18 @@ static void request_co_read_sparse(NbdReq *req)
     s = req->extra;
     s->n = 0;
     ret = sparse_co_map(req, s);
-    if (ret == 0 && !(s->n == 1 && s->chunks[0].hole) && !nbd_req_alloc(req, req->len)) {
+    if (ret == 0 && !(s->n == 1 && s->chunks[0].hole) && !nbd_req_alloc(req, req->len))
         ret = -ENOMEM;
-    }
     for (int i = 0; i < s->n && ret == 0; i++) {
         const Chunk *c = &s->chunks[i];
 
-        if (!c->hole) {
+        if (!c->hole)
             ret = port_co_pread(req_port(req), c->offset, c->len, (char *)req->buf + (c->offset - req->offset), 0);
-        }
     }
-    if (ret < 0) {
+    if (ret < 0)
         nbd_reply_error(req, nbd_error_of(ret));
-    } else {
+    else
         sparse_reply(req, s);
-    }
 }
 
 static void request_co_read(NbdReq *req)
@@ -182,11 +177,10 @@ static void request_co_read(NbdReq *req)
         return;
     }
     ret = port_co_pread(req_port(req), req->offset, req->len, req->buf, 0);
-    if (G_UNLIKELY(ret < 0)) {
+    if (G_UNLIKELY(ret < 0))
         nbd_reply_error(req, nbd_error_of(ret));
-    } else {
+    else
         nbd_reply_data(req);
-    }
 }
 
 /* ---- the others: 0 or -errno ------------------------------------------------------------------------------------ */
@@ -203,12 +197,10 @@ static int request_co_write_zeroes(NbdReq *req)
 {
     ReqFlags flags = write_flags(req);
 
-    if (!(req->flags & NBD_CMD_FLAG_NO_HOLE)) {
+    if (!(req->flags & NBD_CMD_FLAG_NO_HOLE))
         flags |= REQ_MAY_UNMAP;
-    }
-    if (req->flags & NBD_CMD_FLAG_FAST_ZERO) {
+    if (req->flags & NBD_CMD_FLAG_FAST_ZERO)
         flags |= REQ_NO_FALLBACK;
-    }
     return port_co_pwrite_zeroes(req_port(req), req->offset, req->len, flags);
 }
 
@@ -216,9 +208,8 @@ static int request_co_trim(NbdReq *req)
 {
     int ret = port_co_pdiscard(req_port(req), req->offset, req->len);
 
-    if (ret == 0 && write_flags(req)) {
+    if (ret == 0 && write_flags(req))
         ret = port_co_flush(req_port(req));
-    }
     return ret;
 }
 
@@ -228,9 +219,8 @@ static int request_co_cache(NbdReq *req)
     uint64_t offset = req->offset, end = req->offset + req->len;
     int ret = 0;
 
-    if (!nbd_req_alloc(req, MIN(MAX(req->len, 1), CACHE_STEP))) {
+    if (!nbd_req_alloc(req, MIN(MAX(req->len, 1), CACHE_STEP)))
         return -ENOMEM;
-    }
     while (offset < end && ret == 0) {
         uint64_t n = u64_min(end - offset, CACHE_STEP);
 
@@ -263,22 +253,17 @@ static uint32_t request_check(const NbdReq *req)
     bool write = req->type == NBD_CMD_WRITE || req->type == NBD_CMD_TRIM || req->type == NBD_CMD_WRITE_ZEROES;
     uint64_t size;
 
-    if (G_UNLIKELY(req->flags & ~flags_allowed(req))) {
+    if (G_UNLIKELY(req->flags & ~flags_allowed(req)))
         return NBD_EINVAL;
-    }
-    if (G_UNLIKELY(write && !exp->writable)) {
+    if (G_UNLIKELY(write && !exp->writable))
         return NBD_EPERM;
-    }
-    if (req->type == NBD_CMD_FLUSH) {
+    if (req->type == NBD_CMD_FLUSH)
         return req->offset || req->len ? NBD_EINVAL : 0;
-    }
-    if (G_UNLIKELY(req->type == NBD_CMD_READ && req->len > NBD_MAX_PAYLOAD)) {
+    if (G_UNLIKELY(req->type == NBD_CMD_READ && req->len > NBD_MAX_PAYLOAD))
         return NBD_EINVAL;
-    }
     size = port_size(exp->port);
-    if (G_UNLIKELY(req->offset > size || req->len > size - req->offset)) {
+    if (G_UNLIKELY(req->offset > size || req->len > size - req->offset))
         return req->type == NBD_CMD_WRITE || req->type == NBD_CMD_WRITE_ZEROES ? NBD_ENOSPC : NBD_EINVAL;
-    }
     return 0;
 }
 
@@ -317,15 +302,13 @@ void nbd_request_co_entry(void *opaque)
     }
     if (req->type == NBD_CMD_BLOCK_STATUS) {
         ret = nbd_co_block_status(req);
-        if (ret < 0) {
+        if (ret < 0)
             nbd_reply_error(req, nbd_error_of(ret));
-        }
         return;
     }
     ret = request_co_run(req);
-    if (G_UNLIKELY(ret < 0)) {
+    if (G_UNLIKELY(ret < 0))
         nbd_reply_error(req, nbd_error_of(ret));
-    } else {
+    else
         nbd_reply_done(req);
-    }
 }

@@ -35,9 +35,8 @@ bool error_set_class(GError **error, SdErrorClass cls, const char *fmt, ...)
 
 bool error_set_errno(GError **error, int errnum, const char *fmt, ...)
 {
-    if (!error) {
+    if (!error)
         return false;
-    }
     va_list ap;
     va_start(ap, fmt);
     g_autofree char *what = g_strdup_vprintf(fmt, ap);

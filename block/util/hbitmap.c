@@ -45,11 +45,10 @@ static bool memory_get(HBitmap *hb, size_t size)
 
 static void memory_put(HBitmap *hb)
 {
-    if (hb->memory_size < MAP_MIN) {
+    if (hb->memory_size < MAP_MIN)
         g_free(hb->memory);
-    } else {
+    else
         munmap(hb->memory, hb->memory_size);
-    }
 }
 
 /* Fills in @hb, whose old content does not matter; false when memory is short. */
@@ -58,9 +57,8 @@ static bool hbitmap_init(HBitmap *hb, uint64_t bytes, unsigned granularity_bits)
     g_assert(bytes <= INT64_MAX && granularity_bits <= 40);
     *hb = (HBitmap){.size = bytes, .granularity_bits = granularity_bits};
     hb->bits = div_round_up(bytes, UINT64_C(1) << granularity_bits);
-    if (hb->bits > BITS_MAX) {
+    if (hb->bits > BITS_MAX)
         return false;
-    }
     uint64_t total = 0;
     uint64_t words = hb->bits;
     do {
@@ -68,9 +66,8 @@ static bool hbitmap_init(HBitmap *hb, uint64_t bytes, unsigned granularity_bits)
         hb->words[hb->levels++] = words;
         total += words;
     } while (words > 1);
-    if (!memory_get(hb, total * sizeof(uint64_t))) {
+    if (!memory_get(hb, total * sizeof(uint64_t)))
         return false;
-    }
     uint64_t *next = hb->memory;
     for (unsigned l = 0; l < hb->levels; l++) {
         hb->level[l] = next;
@@ -125,9 +122,8 @@ static bool get_bit(const HBitmap *hb, uint64_t bit)
 /* Cuts the range at the size; false when nothing is left. */
 static bool to_bits(const HBitmap *hb, uint64_t offset, uint64_t bytes, uint64_t *first, uint64_t *last)
 {
-    if (bytes == 0 || offset >= hb->size) {
+    if (bytes == 0 || offset >= hb->size)
         return false;
-    }
     const uint64_t end = offset + MIN(bytes, hb->size - offset);
     *first = offset >> hb->granularity_bits;
     *last = (end - 1) >> hb->granularity_bits;
@@ -148,9 +144,8 @@ static void summary_set(HBitmap *hb, unsigned l, uint64_t first, uint64_t last)
         uint64_t *words = hb->level[l];
         if (lo == hi) {
             const uint64_t mask = mask_from(first) & mask_to(last);
-            if ((words[lo] & mask) == mask) {
+            if ((words[lo] & mask) == mask)
                 return; /* and so do all levels above */
-            }
             words[lo] |= mask;
         } else {
             words[lo] |= mask_from(first);
@@ -168,9 +163,8 @@ static void summary_reset(HBitmap *hb, uint64_t word)
     for (unsigned l = 1; l < hb->levels; l++) {
         uint64_t *above = &hb->level[l][word / WORD_BITS];
         *above &= ~(UINT64_C(1) << (word % WORD_BITS));
-        if (*above) {
+        if (*above)
             return;
-        }
         word /= WORD_BITS;
     }
 }
@@ -185,23 +179,20 @@ static void or_word(HBitmap *hb, uint64_t word, uint64_t mask)
 void hbitmap_set(HBitmap *hb, uint64_t offset, uint64_t bytes)
 {
     uint64_t first, last;
-    if (!to_bits(hb, offset, bytes, &first, &last)) {
+    if (!to_bits(hb, offset, bytes, &first, &last))
         return;
-    }
     const uint64_t lo = first / WORD_BITS;
     const uint64_t hi = last / WORD_BITS;
     if (lo == hi) {
         const uint64_t mask = mask_from(first) & mask_to(last);
         /* The usual write to what is dirty already. */
-        if ((hb->level[0][lo] & mask) == mask) {
+        if ((hb->level[0][lo] & mask) == mask)
             return;
-        }
         or_word(hb, lo, mask);
     } else {
         or_word(hb, lo, mask_from(first));
-        for (uint64_t w = lo + 1; w < hi; w++) {
+        for (uint64_t w = lo + 1; w < hi; w++)
             or_word(hb, w, ~UINT64_C(0));
-        }
         or_word(hb, hi, mask_to(last));
     }
     summary_set(hb, 0, lo, hi);
@@ -212,17 +203,15 @@ static uint64_t next_set(const HBitmap *hb, uint64_t bit)
 {
     unsigned l = 0;
     for (;;) {
-        if (bit / WORD_BITS >= hb->words[l]) {
+        if (bit / WORD_BITS >= hb->words[l])
             return NONE;
-        }
         const uint64_t word = hb->level[l][bit / WORD_BITS] & mask_from(bit);
         if (word) {
             bit = bit / WORD_BITS * WORD_BITS + (unsigned)__builtin_ctzll(word);
             break;
         }
-        if (++l == hb->levels) {
+        if (++l == hb->levels)
             return NONE;
-        }
         bit = bit / WORD_BITS + 1;
     }
     while (l > 0) {
@@ -235,15 +224,13 @@ static uint64_t next_set(const HBitmap *hb, uint64_t bit)
 /* The first bit in [@bit, @end) that is clear, or @end. */
 static uint64_t next_clear(const HBitmap *hb, uint64_t bit, uint64_t end)
 {
-    if (bit >= end) {
+    if (bit >= end)
         return end;
-    }
     uint64_t w = bit / WORD_BITS;
     uint64_t word = ~hb->level[0][w] & mask_from(bit);
     while (!word) {
-        if (++w * WORD_BITS >= end) {
+        if (++w * WORD_BITS >= end)
             return end;
-        }
         word = ~hb->level[0][w];
     }
     return MIN(w * WORD_BITS + (unsigned)__builtin_ctzll(word), end);
@@ -252,9 +239,8 @@ static uint64_t next_clear(const HBitmap *hb, uint64_t bit, uint64_t end)
 void hbitmap_reset(HBitmap *hb, uint64_t offset, uint64_t bytes)
 {
     uint64_t first, last;
-    if (!to_bits(hb, offset, bytes, &first, &last)) {
+    if (!to_bits(hb, offset, bytes, &first, &last))
         return;
-    }
     const uint64_t granularity = UINT64_C(1) << hb->granularity_bits;
     g_assert(is_aligned(offset, granularity));
     g_assert(bytes >= hb->size - offset || is_aligned(bytes, granularity));
@@ -263,27 +249,23 @@ void hbitmap_reset(HBitmap *hb, uint64_t offset, uint64_t bytes)
     while ((bit = next_set(hb, bit)) <= last) {
         const uint64_t w = bit / WORD_BITS;
         uint64_t mask = mask_from(bit);
-        if (w == last / WORD_BITS) {
+        if (w == last / WORD_BITS)
             mask &= mask_to(last);
-        }
         uint64_t *word = &hb->level[0][w];
         hb->count -= (unsigned)__builtin_popcountll(*word & mask);
         *word &= ~mask;
-        if (!*word) {
+        if (!*word)
             summary_reset(hb, w);
-        }
         bit = (w + 1) * WORD_BITS;
     }
 }
 
 void hbitmap_reset_all(HBitmap *hb)
 {
-    if (hb->count == 0) {
+    if (hb->count == 0)
         return;
-    }
-    if (hb->memory_size < MAP_MIN || madvise(hb->memory, hb->memory_size, MADV_DONTNEED) < 0) {
+    if (hb->memory_size < MAP_MIN || madvise(hb->memory, hb->memory_size, MADV_DONTNEED) < 0)
         memset(hb->memory, 0, hb->memory_size);
-    }
     hb->count = 0;
 }
 
@@ -296,13 +278,11 @@ static uint64_t search_end(const HBitmap *hb, uint64_t offset, uint64_t bytes)
 int64_t hbitmap_next_dirty(const HBitmap *hb, uint64_t offset, uint64_t bytes)
 {
     const uint64_t end = search_end(hb, offset, bytes);
-    if (offset >= end) {
+    if (offset >= end)
         return -1;
-    }
     const uint64_t bit = next_set(hb, offset >> hb->granularity_bits);
-    if (bit == NONE) {
+    if (bit == NONE)
         return -1;
-    }
     const uint64_t found = MAX(bit << hb->granularity_bits, offset);
     return found < end ? (int64_t)found : -1;
 }
@@ -310,9 +290,8 @@ int64_t hbitmap_next_dirty(const HBitmap *hb, uint64_t offset, uint64_t bytes)
 int64_t hbitmap_next_zero(const HBitmap *hb, uint64_t offset, uint64_t bytes)
 {
     const uint64_t end = search_end(hb, offset, bytes);
-    if (offset >= end) {
+    if (offset >= end)
         return -1;
-    }
     const uint64_t end_bit = ((end - 1) >> hb->granularity_bits) + 1;
     const uint64_t bit = next_clear(hb, offset >> hb->granularity_bits, end_bit);
     return bit == end_bit ? -1 : (int64_t)MAX(bit << hb->granularity_bits, offset);
@@ -322,13 +301,11 @@ bool hbitmap_next_dirty_area(const HBitmap *hb, uint64_t offset, uint64_t end, u
                              uint64_t *ret_bytes)
 {
     end = MIN(end, hb->size);
-    if (offset >= end || max_bytes == 0) {
+    if (offset >= end || max_bytes == 0)
         return false;
-    }
     const int64_t start = hbitmap_next_dirty(hb, offset, end - offset);
-    if (start < 0) {
+    if (start < 0)
         return false;
-    }
     const uint64_t limit = MIN(end - (uint64_t)start, max_bytes);
     const int64_t zero = hbitmap_next_zero(hb, (uint64_t)start, limit);
     *ret_offset = (uint64_t)start;
@@ -352,9 +329,8 @@ static void or_words(HBitmap *dst, const HBitmap *src)
     while ((bit = next_set(src, bit)) < dst->bits) {
         const uint64_t w = bit / WORD_BITS;
         uint64_t word = src->level[0][w];
-        if (w == (dst->bits - 1) / WORD_BITS) {
+        if (w == (dst->bits - 1) / WORD_BITS)
             word &= mask_to(dst->bits - 1);
-        }
         or_word(dst, w, word);
         summary_set(dst, 0, w, w);
         bit = (w + 1) * WORD_BITS;
@@ -363,9 +339,8 @@ static void or_words(HBitmap *dst, const HBitmap *src)
 
 bool hbitmap_merge(HBitmap *dst, const HBitmap *src)
 {
-    if (dst->size != src->size) {
+    if (dst->size != src->size)
         return false;
-    }
     if (dst->granularity_bits == src->granularity_bits) {
         or_words(dst, src);
         return true;
@@ -381,24 +356,20 @@ bool hbitmap_merge(HBitmap *dst, const HBitmap *src)
 HBitmap *hbitmap_clone(const HBitmap *hb)
 {
     HBitmap *copy = hbitmap_new(hb->size, hb->granularity_bits);
-    if (copy) {
+    if (copy)
         or_words(copy, hb);
-    }
     return copy;
 }
 
 bool hbitmap_truncate(HBitmap *hb, uint64_t bytes)
 {
-    if (bytes == hb->size) {
+    if (bytes == hb->size)
         return true;
-    }
     HBitmap resized;
-    if (!hbitmap_init(&resized, bytes, hb->granularity_bits)) {
+    if (!hbitmap_init(&resized, bytes, hb->granularity_bits))
         return false;
-    }
-    if (resized.bits) {
+    if (resized.bits)
         or_words(&resized, hb);
-    }
     memory_put(hb);
     *hb = resized;
     return true;
@@ -429,9 +400,8 @@ void hbitmap_serialize(const HBitmap *hb, void *buf, uint64_t offset, uint64_t b
 {
     uint64_t first;
     const uint64_t n = part_words(hb, offset, bytes, &first);
-    for (uint64_t i = 0; i < n; i++) {
+    for (uint64_t i = 0; i < n; i++)
         store_le64((char *)buf + i * sizeof(uint64_t), hb->level[0][first + i]);
-    }
 }
 
 void hbitmap_deserialize(HBitmap *hb, const void *buf, uint64_t offset, uint64_t bytes)
@@ -441,9 +411,8 @@ void hbitmap_deserialize(HBitmap *hb, const void *buf, uint64_t offset, uint64_t
     hbitmap_reset(hb, offset, bytes);
     for (uint64_t i = 0; i < n; i++) {
         uint64_t word = load_le64((const char *)buf + i * sizeof(uint64_t));
-        if (first + i == (hb->bits - 1) / WORD_BITS) {
+        if (first + i == (hb->bits - 1) / WORD_BITS)
             word &= mask_to(hb->bits - 1);
-        }
         if (word) {
             or_word(hb, first + i, word);
             summary_set(hb, 0, first + i, first + i);

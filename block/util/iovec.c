@@ -86,9 +86,8 @@ size_t iov_memset(const struct iovec *iov, int niov, size_t offset, int value, s
 {
     Walk walk = walk_start(iov, niov, offset, bytes);
     struct iovec piece;
-    while (walk_next(&walk, &piece)) {
+    while (walk_next(&walk, &piece))
         memset(piece.iov_base, value, piece.iov_len);
-    }
     return bytes - walk.left;
 }
 
@@ -96,10 +95,8 @@ bool iov_is_zero(const struct iovec *iov, int niov, size_t offset, size_t bytes)
 {
     Walk walk = walk_start(iov, niov, offset, bytes);
     struct iovec piece;
-    while (walk_next(&walk, &piece)) {
-        if (!bytes_are_zero(piece.iov_base, piece.iov_len)) {
+    while (walk_next(&walk, &piece))
+        if (!bytes_are_zero(piece.iov_base, piece.iov_len))
             return false;
-        }
-    }
     return true;
 }

@@ -13,9 +13,8 @@ void ratelimit_set(RateLimit *rl, int64_t bytes_per_s)
 
 int64_t ratelimit_delay(RateLimit *rl, int64_t now_ns, int64_t bytes)
 {
-    if (rl->speed == 0) {
+    if (rl->speed == 0)
         return 0;
-    }
     const unsigned __int128 cost = ((unsigned __int128)bytes * 1000000000 + rl->speed - 1) / (uint64_t)rl->speed;
     const int64_t paid_from = MAX(rl->paid_until, now_ns);
     rl->paid_until = MIN(paid_from + (int64_t)MIN(cost, WAIT_MAX), now_ns + WAIT_MAX);

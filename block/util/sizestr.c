@@ -11,12 +11,10 @@ static const char *scan_digits(const char *p, unsigned base, uint64_t *ret, bool
     *ret = 0;
     for (;; p++) {
         int digit = g_ascii_xdigit_value(*p);
-        if (digit < 0 || digit >= (int)base) {
+        if (digit < 0 || digit >= (int)base)
             return p == start ? NULL : p;
-        }
-        if (__builtin_mul_overflow(*ret, base, ret) || __builtin_add_overflow(*ret, (uint64_t)digit, ret)) {
+        if (__builtin_mul_overflow(*ret, base, ret) || __builtin_add_overflow(*ret, (uint64_t)digit, ret))
             *overflow = true;
-        }
     }
 }
 
@@ -40,36 +38,29 @@ SizeParse size_scan(const char *text, uint64_t *ret)
 
     if (text[0] == '0' && (text[1] == 'x' || text[1] == 'X')) {
         const char *end = scan_digits(text + 2, 16, &value, &overflow);
-        if (!end || *end) {
+        if (!end || *end)
             return SIZE_SYNTAX;
-        }
-        if (overflow) {
+        if (overflow)
             return SIZE_RANGE;
-        }
         *ret = value;
         return SIZE_OK;
     }
     const char *p = scan_digits(text, 10, &value, &overflow);
-    if (!p) {
+    if (!p)
         return SIZE_SYNTAX;
-    }
-    if (*p == '.') {
+    if (*p == '.')
         p = scan_fraction(p + 1, &fraction);
-    }
     unsigned shift = 0;
     if (*p) {
         const char *suffix = strchr(suffixes, g_ascii_tolower(*p));
-        if (!suffix || p[1]) {
+        if (!suffix || p[1])
             return SIZE_SYNTAX;
-        }
         shift = (unsigned)(suffix - suffixes) * 10;
     }
-    if (fraction > 0 && shift == 0) {
+    if (fraction > 0 && shift == 0)
         return SIZE_SYNTAX;
-    }
-    if (overflow || (value << shift) >> shift != value) {
+    if (overflow || (value << shift) >> shift != value)
         return SIZE_RANGE;
-    }
     const uint64_t part = (uint64_t)(fraction * (double)(UINT64_C(1) << shift) + 0.5);
     return __builtin_add_overflow(value << shift, part, ret) ? SIZE_RANGE : SIZE_OK;
 }
@@ -83,9 +74,8 @@ bool size_parse(const char *what, const char *text, uint64_t max, uint64_t *ret,
                          "Invalid %s '%s': expected a number of bytes, optionally with a suffix k, M, G, T, P or E",
                          what, text);
     }
-    if (result == SIZE_RANGE || value > max) {
+    if (result == SIZE_RANGE || value > max)
         return error_set(error, "Invalid %s '%s': must be between 0 and %" G_GUINT64_FORMAT, what, text, max);
-    }
     *ret = value;
     return true;
 }
@@ -94,12 +84,10 @@ char *size_to_str(uint64_t bytes)
 {
     static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
     unsigned unit = 0;
-    while (unit < 6 && bytes >> (10 * (unit + 1))) {
+    while (unit < 6 && bytes >> (10 * (unit + 1)))
         unit++;
-    }
-    if (bytes == bytes >> (10 * unit) << (10 * unit)) {
+    if (bytes == bytes >> (10 * unit) << (10 * unit))
         return g_strdup_printf("%" G_GUINT64_FORMAT " %s", bytes >> (10 * unit), units[unit]);
-    }
     const double value = (double)bytes / (double)(UINT64_C(1) << (10 * unit));
     return g_strdup_printf("%.*f %s", value < 10 ? 2 : value < 100 ? 1 : 0, value, units[unit]);
 }

@@ -30,14 +30,12 @@ const QapiCommand *qapi_find_command(const QapiCommand *table, size_t n, const c
     while (low < high) {
         size_t middle = low + (high - low) / 2;
         int order = strcmp(name, table[middle].name);
-        if (order == 0) {
+        if (order == 0)
             return &table[middle];
-        }
-        if (order < 0) {
+        if (order < 0)
             high = middle;
-        } else {
+        else
             low = middle + 1;
-        }
     }
     return NULL;
 }
@@ -54,9 +52,8 @@ bool qapi_co_dispatch(const QapiCommand *command, QmpContext *ctx, JsonNode *arg
     const QapiType *arg_type = command->arg ? command->arg : &type_nothing;
     g_autoptr(JsonNode) none = arguments ? NULL : empty_object();
     void *arg = qapi_decode(arg_type, QAPI_SOURCE_JSON, arguments ? arguments : none, error);
-    if (!arg) {
+    if (!arg)
         return false;
-    }
     union {
         void *pointer;
         int64_t integer;
@@ -64,16 +61,14 @@ bool qapi_co_dispatch(const QapiCommand *command, QmpContext *ctx, JsonNode *arg
     } result = {0};
     bool ok = command->call_co_handler(ctx, arg, &result, error);
     qapi_free(arg_type, arg);
-    if (!ok) {
+    if (!ok)
         return false;
-    }
     if (!command->ret) {
         *ret = empty_object();
     } else {
         *ret = qapi_encode_at(command->ret, &result);
-        if (qapi_is_pointer(command->ret)) {
+        if (qapi_is_pointer(command->ret))
             qapi_free(command->ret, result.pointer);
-        }
     }
     return true;
 }
@@ -89,9 +84,8 @@ void qapi_set_event_sink(QapiEventSink *sink, void *opaque)
 
 void qapi_emit(const char *name, const QapiType *type, const void *event)
 {
-    if (event_sink) {
+    if (event_sink)
         event_sink(name, type ? qapi_encode(type, event) : NULL, event_sink_opaque);
-    }
 }
 
 JsonNode *qapi_introspect(void)

@@ -34,18 +34,16 @@ static bool decode_at(Decoder *d, const QapiType *type, JsonNode *in, const Path
 
 static char *shown(const char *text)
 {
-    if (g_utf8_strlen(text, -1) <= SHOWN_MAX) {
+    if (g_utf8_strlen(text, -1) <= SHOWN_MAX)
         return g_strdup(text);
-    }
     g_autofree char *head = g_utf8_substring(text, 0, SHOWN_MAX);
     return g_strconcat(head, "...", NULL);
 }
 
 static void path_append(const Decoder *d, const Path *path, GString *out)
 {
-    if (path->up) {
+    if (path->up)
         path_append(d, path->up, out);
-    }
     if (path->name) {
         g_autofree char *name = shown(path->name);
         g_string_append_printf(out, "%s%s", out->len ? "." : "", name);
@@ -65,18 +63,16 @@ static char *path_str(const Decoder *d, const Path *path)
 
 static bool wrong_type(Decoder *d, const Path *path, const char *expected)
 {
-    if (!path) {
+    if (!path)
         return error_set(d->error, "Invalid parameter type, expected: %s", expected);
-    }
     g_autofree char *name = path_str(d, path);
     return error_set(d->error, "Invalid parameter type for '%s', expected: %s", name, expected);
 }
 
 static bool expects(Decoder *d, const Path *path, const char *what)
 {
-    if (!path) {
+    if (!path)
         return error_set(d->error, "Expected %s", what);
-    }
     g_autofree char *name = path_str(d, path);
     return error_set(d->error, "Parameter '%s' expects %s", name, what);
 }
@@ -93,9 +89,8 @@ static bool out_of_range(Decoder *d, const QapiType *type, const Path *path)
 static bool store_int(Decoder *d, const QapiType *type, int64_t value, const Path *path, void *at)
 {
     bool is_signed = type->kind == QAPI_KIND_INT;
-    if (is_signed ? value < type->min || value > (int64_t)type->max : value < 0 || (uint64_t)value > type->max) {
+    if (is_signed ? value < type->min || value > (int64_t)type->max : value < 0 || (uint64_t)value > type->max)
         return out_of_range(d, type, path);
-    }
     switch (type->size) {
     case 1:
         *(uint8_t *)at = (uint8_t)value;
@@ -121,9 +116,8 @@ static bool int_from_text(Decoder *d, const QapiType *type, const char *text, co
     char *end;
     errno = 0;
     long long value = strtoll(text, &end, 0);
-    if (errno || end == text || *end || g_ascii_isspace(*text)) {
+    if (errno || end == text || *end || g_ascii_isspace(*text))
         return expects(d, path, "integer");
-    }
     return store_int(d, type, value, path, at);
 }
 
@@ -131,9 +125,8 @@ static bool bool_from_text(Decoder *d, const char *text, const Path *path, void 
 {
     static const char *const yes[] = {"on", "yes", "true", "y", NULL};
     static const char *const no[] = {"off", "no", "false", "n", NULL};
-    if (!g_strv_contains(yes, text) && !g_strv_contains(no, text)) {
+    if (!g_strv_contains(yes, text) && !g_strv_contains(no, text))
         return expects(d, path, "'on' or 'off'");
-    }
     *(bool *)at = g_strv_contains(yes, text);
     return true;
 }
@@ -154,9 +147,8 @@ static bool number_from_text(Decoder *d, const char *text, const Path *path, voi
 {
     char *end;
     double value = g_ascii_strtod(text, &end);
-    if (end == text || *end || value - value != 0) {
+    if (end == text || *end || value - value != 0)
         return expects(d, path, "number");
-    }
     *(double *)at = value;
     return true;
 }
@@ -184,15 +176,13 @@ static bool decode_scalar(Decoder *d, const QapiType *type, JsonNode *in, const 
 {
     GType held = JSON_NODE_HOLDS_VALUE(in) ? json_node_get_value_type(in) : G_TYPE_INVALID;
     bool text = type->kind == QAPI_KIND_STR || type->kind == QAPI_KIND_ENUM;
-    if (held == G_TYPE_STRING && (text || d->source == QAPI_SOURCE_KEYVAL)) {
+    if (held == G_TYPE_STRING && (text || d->source == QAPI_SOURCE_KEYVAL))
         return scalar_from_text(d, type, json_node_get_string(in), path, at);
-    }
     switch (type->kind) {
     case QAPI_KIND_INT:
     case QAPI_KIND_UINT:
-        if (held == G_TYPE_INT64) {
+        if (held == G_TYPE_INT64)
             return store_int(d, type, json_node_get_int(in), path, at);
-        }
         return wrong_type(d, path, "integer");
     case QAPI_KIND_BOOL:
         if (held == G_TYPE_BOOLEAN) {
@@ -219,12 +209,10 @@ static bool absent_member(Decoder *d, const QapiMember *m, const Path *path, voi
         g_autofree char *name = path_str(d, path);
         return error_set(d->error, "Parameter '%s' is missing", name);
     }
-    if (!m->preset) {
+    if (!m->preset)
         return true;
-    }
-    if (m->has_offset >= 0) {
+    if (m->has_offset >= 0)
         *(bool *)qapi_at(value, m->has_offset) = true;
-    }
     return scalar_from_text(d, m->type, m->preset, path, qapi_at(value, m->offset));
 }
 
@@ -236,18 +224,15 @@ static bool decode_members(Decoder *d, const QapiType *type, JsonObject *in, con
         Path path = {.up = up, .name = m->name};
         JsonNode *node = json_object_get_member(in, m->name);
         if (!node) {
-            if (!absent_member(d, m, &path, value)) {
+            if (!absent_member(d, m, &path, value))
                 return false;
-            }
             continue;
         }
         (*seen)++;
-        if (!decode_at(d, m->type, node, &path, qapi_at(value, m->offset))) {
+        if (!decode_at(d, m->type, node, &path, qapi_at(value, m->offset)))
             return false;
-        }
-        if (m->has_offset >= 0) {
+        if (m->has_offset >= 0)
             *(bool *)qapi_at(value, m->has_offset) = true;
-        }
     }
     const QapiType *branch = type->tag ? qapi_branch(type, value) : NULL;
     return !branch || decode_members(d, branch, in, up, qapi_at(value, type->branch_offset), seen);
@@ -255,11 +240,9 @@ static bool decode_members(Decoder *d, const QapiType *type, JsonObject *in, con
 
 static bool is_member(const QapiType *type, const void *value, const char *name)
 {
-    for (uint32_t i = 0; i < type->n_members; i++) {
-        if (!strcmp(type->members[i].name, name)) {
+    for (uint32_t i = 0; i < type->n_members; i++)
+        if (!strcmp(type->members[i].name, name))
             return true;
-        }
-    }
     const QapiType *branch = type->tag ? qapi_branch(type, value) : NULL;
     return branch && is_member(branch, qapi_at_const(value, type->branch_offset), name);
 }
@@ -279,15 +262,13 @@ static bool unexpected_member(Decoder *d, const QapiType *type, JsonObject *in, 
 
 static bool decode_struct(Decoder *d, const QapiType *type, JsonNode *in, const Path *path, void **at)
 {
-    if (!JSON_NODE_HOLDS_OBJECT(in)) {
+    if (!JSON_NODE_HOLDS_OBJECT(in))
         return wrong_type(d, path, "object");
-    }
     JsonObject *object = json_node_get_object(in);
     void *value = *at = g_malloc0(type->size);
     guint seen = 0;
-    if (!decode_members(d, type, object, path, value, &seen)) {
+    if (!decode_members(d, type, object, path, value, &seen))
         return false;
-    }
     return seen == json_object_get_size(object) || unexpected_member(d, type, object, path, value);
 }
 
@@ -295,9 +276,8 @@ static bool decode_struct(Decoder *d, const QapiType *type, JsonNode *in, const 
 
 static bool decode_list(Decoder *d, const QapiType *type, JsonNode *in, const Path *up, void **at)
 {
-    if (!JSON_NODE_HOLDS_ARRAY(in)) {
+    if (!JSON_NODE_HOLDS_ARRAY(in))
         return wrong_type(d, up, "array");
-    }
     JsonArray *array = json_node_get_array(in);
     QapiList *list = *at = g_new0(QapiList, 1);
     size_t step = qapi_step(type->element);
@@ -306,9 +286,8 @@ static bool decode_list(Decoder *d, const QapiType *type, JsonNode *in, const Pa
     for (size_t i = 0; i < list->len; i++) {
         Path path = {.up = up, .index = i};
         JsonNode *node = json_array_get_element(array, (guint)i);
-        if (!decode_at(d, type->element, node, &path, qapi_at(list->items, i * step))) {
+        if (!decode_at(d, type->element, node, &path, qapi_at(list->items, i * step)))
             return false;
-        }
     }
     return true;
 }
@@ -346,13 +325,11 @@ static bool decode_alternate(Decoder *d, const QapiType *type, JsonNode *in, con
     for (uint32_t i = 0; i < type->n_members; i++) {
         const QapiType *branch = type->members[i].type;
         bool text = branch->kind == QAPI_KIND_STR || branch->kind == QAPI_KIND_ENUM;
-        if (looks_like(d, branch, in) && (chosen < 0 || text)) {
+        if (looks_like(d, branch, in) && (chosen < 0 || text))
             chosen = (int)i;
-        }
     }
-    if (chosen < 0) {
+    if (chosen < 0)
         return wrong_type(d, path, type->name);
-    }
     void *value = *at = g_malloc0(type->size);
     const QapiMember *m = &type->members[chosen];
     *(int *)value = chosen;
@@ -390,8 +367,7 @@ void *qapi_decode(const QapiType *type, QapiSource source, JsonNode *in, GError 
 void *qapi_decode_option(const QapiType *type, const char *text, const char *implied_key, GError **error)
 {
     g_autoptr(JsonNode) in = keyval_parse(text, implied_key, error);
-    if (!in) {
+    if (!in)
         return NULL;
-    }
     return qapi_decode(type, keyval_is_json(text) ? QAPI_SOURCE_JSON : QAPI_SOURCE_KEYVAL, in, error);
 }

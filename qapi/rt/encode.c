@@ -29,9 +29,8 @@ static JsonNode *int_node(const QapiType *type, const void *at)
 /* Is there something to encode for this member? */
 static bool present(const QapiMember *m, const void *value)
 {
-    if (m->has_offset >= 0) {
+    if (m->has_offset >= 0)
         return *(const bool *)qapi_at_const(value, m->has_offset);
-    }
     return !m->optional || *(void *const *)qapi_at_const(value, m->offset);
 }
 
@@ -39,15 +38,13 @@ static void encode_members(const QapiType *type, const void *value, JsonObject *
 {
     for (uint32_t i = 0; i < type->n_members; i++) {
         const QapiMember *m = &type->members[i];
-        if (present(m, value)) {
+        if (present(m, value))
             json_object_set_member(object, m->name, qapi_encode_at(m->type, qapi_at_const(value, m->offset)));
-        }
     }
     if (type->tag) {
         const QapiType *branch = qapi_branch(type, value);
-        if (branch) {
+        if (branch)
             encode_members(branch, qapi_at_const(value, type->branch_offset), object);
-        }
     }
 }
 
@@ -67,9 +64,8 @@ static JsonNode *encode_list(const QapiType *type, const QapiList *list)
     size_t len = list ? list->len : 0;
     JsonArray *array = json_array_sized_new((guint)len);
     size_t step = qapi_step(type->element);
-    for (size_t i = 0; i < len; i++) {
+    for (size_t i = 0; i < len; i++)
         json_array_add_element(array, qapi_encode_at(type->element, qapi_at_const(list->items, i * step)));
-    }
     json_node_take_array(node, array);
     return node;
 }

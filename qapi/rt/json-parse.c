@@ -136,12 +136,10 @@ static void add_value(JsonStream *s, JsonNode *node)
 
 static bool open_container(JsonStream *s, bool object, GError **error)
 {
-    if (!may_have_value(s, error) || !count_token(s, error)) {
+    if (!may_have_value(s, error) || !count_token(s, error))
         return false;
-    }
-    if (s->depth == JSON_MAX_DEPTH) {
+    if (s->depth == JSON_MAX_DEPTH)
         return error_set(error, "JSON value is nested deeper than %d levels", (int)JSON_MAX_DEPTH);
-    }
     JsonNode *node = json_node_new(object ? JSON_NODE_OBJECT : JSON_NODE_ARRAY);
     JsonObject *new_object = NULL;
     JsonArray *new_array = NULL;
@@ -162,22 +160,17 @@ static bool open_container(JsonStream *s, bool object, GError **error)
 
 static bool close_container(JsonStream *s, char bracket, GError **error)
 {
-    if (s->depth == 0) {
+    if (s->depth == 0)
         return fail(error, "stray '%c'", bracket);
-    }
-    if (s->expect == EXPECT_COLON) {
+    if (s->expect == EXPECT_COLON)
         return fail(error, "missing : in object pair");
-    }
     bool object = s->stack[s->depth - 1].object != NULL;
-    if (object != (bracket == '}')) {
+    if (object != (bracket == '}'))
         return fail(error, "'%c' where '%c' is expected", bracket, object ? '}' : ']');
-    }
-    if (s->expect == EXPECT_VALUE) {
+    if (s->expect == EXPECT_VALUE)
         return fail(error, "expecting value");
-    }
-    if (s->expect == EXPECT_KEY) {
+    if (s->expect == EXPECT_KEY)
         return fail(error, "key is not a string in object");
-    }
     s->depth--;
     s->expect = s->depth ? EXPECT_SEPARATOR : EXPECT_NOTHING;
     return count_token(s, error);
@@ -185,18 +178,16 @@ static bool close_container(JsonStream *s, char bracket, GError **error)
 
 static bool separator(JsonStream *s, GError **error)
 {
-    if (s->expect != EXPECT_SEPARATOR) {
+    if (s->expect != EXPECT_SEPARATOR)
         return s->expect == EXPECT_COLON ? fail(error, "missing : in object pair") : fail(error, "expecting value");
-    }
     s->expect = s->stack[s->depth - 1].object ? EXPECT_KEY : EXPECT_VALUE;
     return count_token(s, error);
 }
 
 static bool colon(JsonStream *s, GError **error)
 {
-    if (s->expect != EXPECT_COLON) {
+    if (s->expect != EXPECT_COLON)
         return fail(error, "stray ':'");
-    }
     s->expect = EXPECT_VALUE;
     return count_token(s, error);
 }
@@ -206,17 +197,14 @@ static bool colon(JsonStream *s, GError **error)
 static bool end_string(JsonStream *s, GError **error)
 {
     s->lex = LEX_IDLE;
-    if (!s->plain && !g_utf8_validate_len(s->token->str, s->token->len, NULL)) {
+    if (!s->plain && !g_utf8_validate_len(s->token->str, s->token->len, NULL))
         return fail(error, "invalid UTF-8 sequence in string");
-    }
     if (s->expect == EXPECT_KEY || s->expect == EXPECT_KEY_OR_END) {
         JsonObject *object = s->stack[s->depth - 1].object;
-        if (json_object_has_member(object, s->token->str)) {
+        if (json_object_has_member(object, s->token->str))
             return fail(error, "duplicate key");
-        }
-        if (json_object_get_size(object) >= JSON_MAX_MEMBERS) {
+        if (json_object_get_size(object) >= JSON_MAX_MEMBERS)
             return error_set(error, "JSON object has more than %d members", (int)JSON_MAX_MEMBERS);
-        }
         s->key = g_strndup(s->token->str, s->token->len);
         s->expect = EXPECT_COLON;
         return true;
@@ -230,16 +218,14 @@ static bool is_number(const char *p, bool *fractional)
 {
     *fractional = false;
     p += *p == '-';
-    if (!g_ascii_isdigit(*p) || (*p == '0' && g_ascii_isdigit(p[1]))) {
+    if (!g_ascii_isdigit(*p) || (*p == '0' && g_ascii_isdigit(p[1])))
         return false;
-    }
     p += strspn(p, "0123456789");
     if (*p == '.') {
         *fractional = true;
         size_t digits = strspn(++p, "0123456789");
-        if (!digits) {
+        if (!digits)
             return false;
-        }
         p += digits;
     }
     if (*p == 'e' || *p == 'E') {
@@ -247,9 +233,8 @@ static bool is_number(const char *p, bool *fractional)
         p++;
         p += *p == '-' || *p == '+';
         size_t digits = strspn(p, "0123456789");
-        if (!digits) {
+        if (!digits)
             return false;
-        }
         p += digits;
     }
     return *p == 0;
@@ -265,14 +250,12 @@ static JsonNode *number_node(const char *text, GError **error)
     errno = 0;
     if (fractional) {
         double value = g_ascii_strtod(text, NULL);
-        if (value - value == 0) {
+        if (value - value == 0)
             return json_node_init_double(json_node_alloc(), value);
-        }
     } else {
         int64_t value = g_ascii_strtoll(text, NULL, 10);
-        if (errno == 0) {
+        if (errno == 0)
             return json_node_init_int(json_node_alloc(), value);
-        }
     }
     error_set(error, "JSON number '%s' is out of range", text);
     return NULL;
@@ -291,9 +274,8 @@ static bool end_word(JsonStream *s, GError **error)
         return fail(error, "invalid keyword '%s'", text);
     } else {
         node = number_node(text, error);
-        if (!node) {
+        if (!node)
             return false;
-        }
     }
     add_value(s, node);
     return true;
@@ -302,9 +284,8 @@ static bool end_word(JsonStream *s, GError **error)
 static bool begin_string(JsonStream *s, char quote, GError **error)
 {
     bool key = s->expect == EXPECT_KEY || s->expect == EXPECT_KEY_OR_END;
-    if ((!key && !may_have_value(s, error)) || !count_token(s, error)) {
+    if ((!key && !may_have_value(s, error)) || !count_token(s, error))
         return false;
-    }
     s->lex = LEX_STRING;
     s->quote = quote;
     s->plain = true;
@@ -314,9 +295,8 @@ static bool begin_string(JsonStream *s, char quote, GError **error)
 
 static bool begin_word(JsonStream *s, GError **error)
 {
-    if (!may_have_value(s, error) || !count_token(s, error)) {
+    if (!may_have_value(s, error) || !count_token(s, error))
         return false;
-    }
     s->lex = LEX_WORD;
     g_string_truncate(s->token, 0);
     return true;
@@ -333,9 +313,8 @@ static bool end_unicode(JsonStream *s, GError **error)
     gunichar c = s->unit;
     s->lex = LEX_STRING;
     if (s->high) {
-        if (c < 0xdc00 || c > 0xdfff) {
+        if (c < 0xdc00 || c > 0xdfff)
             return lone_surrogate(s, s->high, error);
-        }
         c = 0x10000 + ((s->high - 0xd800) << 10) + (c - 0xdc00);
         s->high = 0;
     } else if (c >= 0xd800 && c <= 0xdbff) {
@@ -357,13 +336,11 @@ static bool escape(JsonStream *s, uint8_t c, GError **error)
         s->unit_digits = 0;
         return true;
     }
-    if (s->high) {
+    if (s->high)
         return lone_surrogate(s, s->high, error);
-    }
     const char *found = c ? strchr(from, c) : NULL;
-    if (!found) {
+    if (!found)
         return fail(error, "invalid escape sequence in string");
-    }
     g_string_append_c(s->token, to[found - from]);
     s->lex = LEX_STRING;
     return true;
@@ -379,16 +356,13 @@ static bool string_bytes(JsonStream *s, const uint8_t *p, size_t n, size_t *used
         i++;
     }
     *used = i;
-    if (i && s->high) {
+    if (i && s->high)
         return lone_surrogate(s, s->high, error);
-    }
     g_string_append_len(s->token, (const char *)p, (gssize)i);
-    if (i == n) {
+    if (i == n)
         return true;
-    }
-    if (p[i] < ' ') {
+    if (p[i] < ' ')
         return fail(error, "control character 0x%02x in string", p[i]);
-    }
     *used = i + 1;
     if (p[i] == '\\') {
         s->lex = LEX_ESCAPE;
@@ -411,13 +385,11 @@ static bool unicode_byte(JsonStream *s, uint8_t c, GError **error)
 static bool word_bytes(JsonStream *s, const uint8_t *p, size_t n, size_t *used, GError **error)
 {
     size_t i = 0;
-    while (i < n && is_word(p[i])) {
+    while (i < n && is_word(p[i]))
         i++;
-    }
     *used = i;
-    if (s->token->len + i > JSON_MAX_WORD) {
+    if (s->token->len + i > JSON_MAX_WORD)
         return fail(error, "a number or keyword is longer than %d characters", (int)JSON_MAX_WORD);
-    }
     g_string_append_len(s->token, (const char *)p, (gssize)i);
     return i == n || end_word(s, error);
 }
@@ -425,9 +397,8 @@ static bool word_bytes(JsonStream *s, const uint8_t *p, size_t n, size_t *used, 
 static bool idle_byte(JsonStream *s, uint8_t c, size_t *used, GError **error)
 {
     *used = 0;
-    if (is_word(c)) {
+    if (is_word(c))
         return begin_word(s, error);
-    }
     bool ok;
     switch (c) {
     case '{':
@@ -472,9 +443,8 @@ static bool value_bytes(JsonStream *s, const uint8_t *p, size_t n, size_t *used,
         break;
     }
     size_t i = 0;
-    while (i < n && is_space(p[i])) {
+    while (i < n && is_space(p[i]))
         i++;
-    }
     *used = i;
     return i || idle_byte(s, *p, used, error);
 }
@@ -488,14 +458,12 @@ static bool parse_bytes(JsonStream *s, const uint8_t *p, size_t n, size_t *used,
         size_t room = MIN(n - *used, (size_t)JSON_MAX_SIZE + 1 - s->size);
         bool ok = value_bytes(s, p + *used, room, &step, error);
         *used += step;
-        if (!ok) {
+        if (!ok)
             return false;
-        }
         bool begun = s->depth > 0 || s->lex != LEX_IDLE || s->expect == EXPECT_NOTHING;
         s->size = begun ? s->size + step : 0;
-        if (s->size > JSON_MAX_SIZE) {
+        if (s->size > JSON_MAX_SIZE)
             return error_set(error, "JSON value is larger than %d bytes", (int)JSON_MAX_SIZE);
-        }
     }
     return true;
 }
@@ -515,9 +483,8 @@ static void begin_skipping(JsonStream *s)
 /* Skips one byte inside a string. A line's end is an end of the string: it cannot stand in one. */
 static void skip_in_string(JsonStream *s, uint8_t c)
 {
-    if (c == '\n' || (c == (uint8_t)s->skip_quote && !s->skip_backslash)) {
+    if (c == '\n' || (c == (uint8_t)s->skip_quote && !s->skip_backslash))
         s->skip_quote = 0;
-    }
     s->skip_backslash = c == '\\' && !s->skip_backslash;
 }
 
@@ -530,9 +497,8 @@ static bool skip_byte(JsonStream *s, uint8_t c)
         skip_in_string(s, c);
         return false;
     }
-    if (c == '{' && (line_start || s->nest <= 0)) {
+    if (c == '{' && (line_start || s->nest <= 0))
         return true;
-    }
     if (c == '"' || c == '\'') {
         s->skip_quote = s->nest > 0 ? (char)c : 0;
         s->skip_backslash = false;
@@ -569,9 +535,8 @@ JsonStream *json_stream_new(void)
 
 void json_stream_free(JsonStream *s)
 {
-    if (!s) {
+    if (!s)
         return;
-    }
     forget_value(s);
     g_byte_array_unref(s->in);
     g_string_free(s->token, TRUE);
@@ -603,9 +568,8 @@ JsonStreamResult json_stream_next(JsonStream *s, JsonNode **ret, GError **error)
         begin_skipping(s);
         return JSON_STREAM_ERROR;
     }
-    if (s->expect != EXPECT_NOTHING) {
+    if (s->expect != EXPECT_NOTHING)
         return JSON_STREAM_NEED_MORE;
-    }
     *ret = g_steal_pointer(&s->root);
     forget_value(s);
     return JSON_STREAM_MESSAGE;
@@ -619,18 +583,14 @@ bool json_stream_pending(const JsonStream *s)
 static bool parse_whole(JsonStream *s, const uint8_t *p, size_t n, GError **error)
 {
     size_t used;
-    if (!parse_bytes(s, p, n, &used, error)) {
+    if (!parse_bytes(s, p, n, &used, error))
         return false;
-    }
-    if (s->lex == LEX_WORD && s->depth == 0 && !end_word(s, error)) {
+    if (s->lex == LEX_WORD && s->depth == 0 && !end_word(s, error))
         return false;
-    }
-    if (s->expect != EXPECT_NOTHING) {
+    if (s->expect != EXPECT_NOTHING)
         return fail(error, "premature end of input");
-    }
-    while (used < n && is_space(p[used])) {
+    while (used < n && is_space(p[used]))
         used++;
-    }
     return used == n || fail(error, "something follows the value");
 }
 

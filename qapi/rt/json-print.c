@@ -35,14 +35,12 @@ static void print_string(const char *text, GString *out)
     g_string_append_c(out, '"');
     while (*text) {
         size_t run = 0;
-        while (text[run] >= ' ' && text[run] < 0x7f && text[run] != '"' && text[run] != '\\') {
+        while (text[run] >= ' ' && text[run] < 0x7f && text[run] != '"' && text[run] != '\\')
             run++;
-        }
         g_string_append_len(out, text, (gssize)run);
         text += run;
-        if (!*text) {
+        if (!*text)
             break;
-        }
         gunichar c = g_utf8_get_char_validated(text, -1);
         bool bad = c == (gunichar)-1 || c == (gunichar)-2;
         print_escaped(bad ? 0xfffd : c, out);
@@ -53,9 +51,8 @@ static void print_string(const char *text, GString *out)
 
 static void print_break(bool pretty, int depth, GString *out)
 {
-    if (pretty) {
+    if (pretty)
         g_string_append_printf(out, "\n%*s", depth * 4, "");
-    }
 }
 
 static void print_object(JsonObject *object, bool pretty, int depth, GString *out)
@@ -67,18 +64,16 @@ static void print_object(JsonObject *object, bool pretty, int depth, GString *ou
     g_string_append_c(out, '{');
     json_object_iter_init_ordered(&iter, object);
     while (json_object_iter_next_ordered(&iter, &name, &value)) {
-        if (!first) {
+        if (!first)
             g_string_append(out, pretty ? "," : ", ");
-        }
         first = false;
         print_break(pretty, depth + 1, out);
         print_string(name, out);
         g_string_append(out, ": ");
         print_at(value, pretty, depth + 1, out);
     }
-    if (!first) {
+    if (!first)
         print_break(pretty, depth, out);
-    }
     g_string_append_c(out, '}');
 }
 
@@ -87,15 +82,13 @@ static void print_array(JsonArray *array, bool pretty, int depth, GString *out)
     guint len = json_array_get_length(array);
     g_string_append_c(out, '[');
     for (guint i = 0; i < len; i++) {
-        if (i) {
+        if (i)
             g_string_append(out, pretty ? "," : ", ");
-        }
         print_break(pretty, depth + 1, out);
         print_at(json_array_get_element(array, i), pretty, depth + 1, out);
     }
-    if (len) {
+    if (len)
         print_break(pretty, depth, out);
-    }
     g_string_append_c(out, ']');
 }
 
@@ -108,9 +101,8 @@ static void print_int(int64_t value, GString *out)
         *--p = (char)('0' + rest % 10);
         rest /= 10;
     } while (rest);
-    if (value < 0) {
+    if (value < 0)
         *--p = '-';
-    }
     g_string_append_len(out, p, text + sizeof(text) - p);
 }
 
@@ -122,24 +114,22 @@ static void print_double(double value, GString *out)
         return;
     }
     g_string_append(out, g_ascii_dtostr(text, sizeof(text), value));
-    if (!strpbrk(text, ".e")) {
+    if (!strpbrk(text, ".e"))
         g_string_append(out, ".0"); /* so that it reads back as what it is */
-    }
 }
 
 static void print_scalar(const JsonNode *node, GString *out)
 {
     JsonNode *n = (JsonNode *)node;
     GType type = json_node_get_value_type(n);
-    if (type == G_TYPE_STRING) {
+    if (type == G_TYPE_STRING)
         print_string(json_node_get_string(n), out);
-    } else if (type == G_TYPE_INT64) {
+    else if (type == G_TYPE_INT64)
         print_int(json_node_get_int(n), out);
-    } else if (type == G_TYPE_BOOLEAN) {
+    else if (type == G_TYPE_BOOLEAN)
         g_string_append(out, json_node_get_boolean(n) ? "true" : "false");
-    } else {
+    else
         print_double(json_node_get_double(n), out);
-    }
 }
 
 static void print_at(const JsonNode *node, bool pretty, int depth, GString *out)

@@ -14,11 +14,9 @@ bool keyval_is_json(const char *text)
 
 static bool valid_name(const char *name, size_t len)
 {
-    for (size_t i = 0; i < len; i++) {
-        if (!g_ascii_isalnum(name[i]) && name[i] != '-' && name[i] != '_') {
+    for (size_t i = 0; i < len; i++)
+        if (!g_ascii_isalnum(name[i]) && name[i] != '-' && name[i] != '_')
             return false;
-        }
-    }
     return len && g_ascii_isalpha(*name);
 }
 
@@ -33,16 +31,13 @@ static bool valid_key(const char *key)
     int parts = 0;
     for (const char *p = key;; p++) {
         size_t len = strcspn(p, ".");
-        if (!valid_name(p, len) && (parts == 0 || !is_index(p, len))) {
+        if (!valid_name(p, len) && (parts == 0 || !is_index(p, len)))
             return false;
-        }
         p += len;
-        if (++parts > JSON_MAX_DEPTH) {
+        if (++parts > JSON_MAX_DEPTH)
             return false;
-        }
-        if (!*p) {
+        if (!*p)
             return true;
-        }
     }
 }
 
@@ -60,9 +55,8 @@ static bool inconsistent(GError **error, const char *key, size_t len)
 
 bool keyval_put(JsonNode *root, const char *key, const char *value, GError **error)
 {
-    if (!valid_key(key)) {
+    if (!valid_key(key))
         return error_set(error, "Invalid parameter '%.128s'", key);
-    }
     JsonObject *object = json_node_get_object(root);
     const char *part = key;
     for (;;) {
@@ -71,9 +65,8 @@ bool keyval_put(JsonNode *root, const char *key, const char *value, GError **err
         JsonNode *old = json_object_get_member(object, name);
         size_t upto = (size_t)(part - key) + len;
         if (!part[len]) {
-            if (old && JSON_NODE_HOLDS_OBJECT(old)) {
+            if (old && JSON_NODE_HOLDS_OBJECT(old))
                 return inconsistent(error, key, upto);
-            }
             json_object_set_string_member(object, name, value);
             return true;
         }
@@ -111,9 +104,8 @@ static JsonNode *to_array(JsonObject *object, const char *path, GError **error)
 /* Returns what stands for @node with its lists made, as a new node; NULL sets @error. */
 static JsonNode *listify(JsonNode *node, const char *path, GError **error)
 {
-    if (!JSON_NODE_HOLDS_OBJECT(node)) {
+    if (!JSON_NODE_HOLDS_OBJECT(node))
         return json_node_copy(node);
-    }
     JsonObject *object = json_node_get_object(node);
     g_autoptr(GList) names = json_object_get_members(object);
     guint indexes = 0;
@@ -122,9 +114,8 @@ static JsonNode *listify(JsonNode *node, const char *path, GError **error)
         indexes += g_ascii_isdigit(*name) ? 1 : 0;
         g_autofree char *below = *path ? g_strconcat(path, ".", name, NULL) : g_strdup(name);
         JsonNode *member = listify(json_object_get_member(object, name), below, error);
-        if (!member) {
+        if (!member)
             return NULL;
-        }
         json_object_set_member(object, name, member);
     }
     if (indexes && indexes < json_object_get_size(object)) {
@@ -147,9 +138,8 @@ static char *take_value(const char **text)
     const char *p = *text;
     for (; *p; p++) {
         if (*p == ',') {
-            if (p[1] != ',') {
+            if (p[1] != ',')
                 break;
-            }
             p++;
         }
         g_string_append_c(value, *p);
@@ -170,20 +160,17 @@ static bool take_element(JsonNode *root, const char **text, const char *implied_
         return keyval_put(root, key, value, error);
     }
     g_autofree char *word = take_value(text);
-    if (implied_key) {
+    if (implied_key)
         return keyval_put(root, implied_key, word, error);
-    }
-    if (!strcmp(word, "noserver") || !strcmp(word, "nowait")) {
+    if (!strcmp(word, "noserver") || !strcmp(word, "nowait"))
         return keyval_put(root, word + 2, "off", error);
-    }
     return keyval_put(root, word, "on", error);
 }
 
 JsonNode *keyval_parse(const char *text, const char *implied_key, GError **error)
 {
-    if (keyval_is_json(text)) {
+    if (keyval_is_json(text))
         return json_parse(*text == '{' ? text : text + strlen("json:"), -1, error);
-    }
     if (!g_utf8_validate(text, -1, NULL)) {
         error_set(error, "Options must be valid UTF-8");
         return NULL;
@@ -191,9 +178,8 @@ JsonNode *keyval_parse(const char *text, const char *implied_key, GError **error
     g_autoptr(JsonNode) root = keyval_new();
     const char *implied = implied_key;
     while (*text) {
-        if (!take_element(root, &text, implied, error)) {
+        if (!take_element(root, &text, implied, error))
             return NULL;
-        }
         implied = NULL;
     }
     return keyval_finish(g_steal_pointer(&root), error);

@@ -16,9 +16,8 @@ static void clear_members(const QapiType *type, void *value)
     }
     if (type->tag) {
         const QapiType *branch = qapi_branch(type, value);
-        if (branch) {
+        if (branch)
             clear_members(branch, qapi_at(value, type->branch_offset));
-        }
     }
 }
 
@@ -28,17 +27,14 @@ static void clear_contents(const QapiType *type, void *value)
         clear_members(type, value);
     } else if (type->kind == QAPI_KIND_ALTERNATE) {
         const QapiMember *m = qapi_alternative(type, value);
-        if (m) {
+        if (m)
             clear_at(m->type, qapi_at(value, m->offset));
-        }
     } else if (type->kind == QAPI_KIND_LIST) {
         QapiList *list = value;
         size_t step = qapi_step(type->element);
-        if (qapi_is_pointer(type->element)) {
-            for (size_t i = 0; list->items && i < list->len; i++) {
+        if (qapi_is_pointer(type->element))
+            for (size_t i = 0; list->items && i < list->len; i++)
                 clear_at(type->element, qapi_at(list->items, i * step));
-            }
-        }
         g_free(list->items);
     }
 }
@@ -46,20 +42,17 @@ static void clear_contents(const QapiType *type, void *value)
 /* Frees what a member or element at @at holds; the place itself stays. */
 static void clear_at(const QapiType *type, void *at)
 {
-    if (!qapi_is_pointer(type)) {
+    if (!qapi_is_pointer(type))
         return;
-    }
     void *value = *(void **)at;
-    if (!value) {
+    if (!value)
         return;
-    }
     if (type->kind == QAPI_KIND_ANY) {
         json_node_unref(value);
         return;
     }
-    if (type->kind != QAPI_KIND_STR) {
+    if (type->kind != QAPI_KIND_STR)
         clear_contents(type, value);
-    }
     g_free(value);
 }
 
@@ -75,15 +68,13 @@ static void clone_members(const QapiType *type, void *value, const void *from)
     for (uint32_t i = 0; i < type->n_members; i++) {
         const QapiMember *m = &type->members[i];
         clone_at(m->type, qapi_at(value, m->offset), qapi_at_const(from, m->offset));
-        if (m->has_offset >= 0) {
+        if (m->has_offset >= 0)
             *(bool *)qapi_at(value, m->has_offset) = *(const bool *)qapi_at_const(from, m->has_offset);
-        }
     }
     if (type->tag) {
         const QapiType *branch = qapi_branch(type, from);
-        if (branch) {
+        if (branch)
             clone_members(branch, qapi_at(value, type->branch_offset), qapi_at_const(from, type->branch_offset));
-        }
     }
 }
 
@@ -93,9 +84,8 @@ static void *clone_list(const QapiType *type, const QapiList *from)
     size_t step = qapi_step(type->element);
     list->len = from->len;
     list->items = g_malloc0_n(from->len, step);
-    for (size_t i = 0; i < from->len; i++) {
+    for (size_t i = 0; i < from->len; i++)
         clone_at(type->element, qapi_at(list->items, i * step), qapi_at_const(from->items, i * step));
-    }
     return list;
 }
 
@@ -122,9 +112,8 @@ static void clone_at(const QapiType *type, void *at, const void *from)
         value = g_malloc0(type->size);
         *(int *)value = *(const int *)source;
         const QapiMember *m = qapi_alternative(type, source);
-        if (m) {
+        if (m)
             clone_at(m->type, qapi_at(value, m->offset), qapi_at_const(source, m->offset));
-        }
     }
     *(void **)at = value;
 }
@@ -138,9 +127,8 @@ void *qapi_clone(const QapiType *type, const void *value)
 
 bool qapi_equal(const QapiType *type, const void *a, const void *b)
 {
-    if (!a || !b) {
+    if (!a || !b)
         return a == b;
-    }
     g_autoptr(JsonNode) left = qapi_encode(type, a);
     g_autoptr(JsonNode) right = qapi_encode(type, b);
     return json_node_equal(left, right);
@@ -153,10 +141,8 @@ const char *qapi_enum_str(const QapiType *type, int value)
 
 int qapi_enum_find(const QapiType *type, const char *name)
 {
-    for (uint64_t i = 0; i < type->max; i++) {
-        if (!strcmp(type->values[i], name)) {
+    for (uint64_t i = 0; i < type->max; i++)
+        if (!strcmp(type->values[i], name))
             return (int)i;
-        }
-    }
     return -1;
 }

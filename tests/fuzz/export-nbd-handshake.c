@@ -22,9 +22,8 @@ static void add_export(GPtrArray *list, uint64_t serial, const char *name, const
     info->pref_block = 4096;
     info->contexts = g_ptr_array_new_with_free_func(g_free);
     g_ptr_array_add(info->contexts, g_strdup("base:allocation"));
-    for (unsigned i = 1; i < contexts; i++) {
+    for (unsigned i = 1; i < contexts; i++)
         g_ptr_array_add(info->contexts, g_strdup_printf("qemu:dirty-bitmap:b%u", i));
-    }
     g_ptr_array_add(list, info);
 }
 

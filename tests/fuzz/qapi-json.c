@@ -43,17 +43,15 @@ static GString *run(const uint8_t *data, size_t size, size_t piece, bool check)
             g_autoptr(JsonNode) node = NULL;
             g_autoptr(GError) error = NULL;
             JsonStreamResult result = json_stream_next(stream, &node, &error);
-            if (result == JSON_STREAM_NEED_MORE) {
+            if (result == JSON_STREAM_NEED_MORE)
                 break;
-            }
             g_assert((result == JSON_STREAM_ERROR) == (error != NULL));
             if (error) {
                 g_string_append(log, error->message);
             } else {
                 json_print(node, false, log);
-                if (check) {
+                if (check)
                     check_value(node);
-                }
             }
             g_string_append_c(log, '\n');
         }
@@ -64,9 +62,8 @@ static GString *run(const uint8_t *data, size_t size, size_t piece, bool check)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    if (size == 0) {
+    if (size == 0)
         return 0;
-    }
     size_t piece = *data;
     data++;
     size--;

@@ -31,18 +31,16 @@ static bool try_file(const char *path)
         return false;
     }
     try_input(data, size);
-    for (size_t cut = size / 2; cut > 0; cut /= 2) {
+    for (size_t cut = size / 2; cut > 0; cut /= 2)
         try_input(data, size - cut);
-    }
     return true;
 }
 
 static bool try_path(const char *path)
 {
     g_autoptr(GDir) dir = g_dir_open(path, 0, NULL);
-    if (!dir) {
+    if (!dir)
         return try_file(path);
-    }
     const char *name;
     bool ok = true;
     while ((name = g_dir_read_name(dir))) {
@@ -55,9 +53,8 @@ static bool try_path(const char *path)
 int main(int argc, char **argv)
 {
     bool ok = argc > 1;
-    for (int i = 1; i < argc; i++) {
+    for (int i = 1; i < argc; i++)
         ok = try_path(argv[i]) && ok;
-    }
     printf("%u inputs\n", inputs);
     return ok && inputs ? 0 : 1;
 }

@@ -89,9 +89,8 @@ static void test_nested(void **state)
 static void recurse_co_entry(void *opaque)
 {
     int depth = GPOINTER_TO_INT(opaque);
-    if (depth > 0) {
+    if (depth > 0)
         coroutine_start(loop, recurse_co_entry, GINT_TO_POINTER(depth - 1));
-    }
     g_string_append_printf(trace, "%d ", depth);
 }
 
@@ -130,14 +129,12 @@ static void test_many(void **state)
     enum { N = 5000 }; /* more than the pool keeps */
     int sum = 0;
     for (int round = 0; round < 2; round++) {
-        for (int i = 0; i < N; i++) {
+        for (int i = 0; i < N; i++)
             coroutine_start(loop, count_co_entry, &sum);
-        }
         assert_int_equal(coroutine_count(loop), N);
         assert_true(coroutine_available(loop));
-        while (coroutine_count(loop)) {
+        while (coroutine_count(loop))
             run_one_turn();
-        }
     }
     assert_int_equal(sum, 2 * N);
 }
@@ -158,9 +155,8 @@ static void test_available_has_an_end(void **state)
     assert_true(all->len >= 10000);
     /* What the process itself needs still starts. */
     g_ptr_array_add(all, coroutine_start(loop, just_yield_co_entry, NULL));
-    for (guint i = 0; i < all->len; i++) {
+    for (guint i = 0; i < all->len; i++)
         coroutine_wake(all->pdata[i]);
-    }
     run_one_turn();
     assert_int_equal(coroutine_count(loop), 0);
     assert_true(coroutine_available(loop));
@@ -192,9 +188,8 @@ static void test_deep_stack(void **state)
 static bool spinning;
 static void spin_co_entry(void *opaque)
 {
-    while (spinning) {
+    while (spinning)
         aio_co_reschedule();
-    }
 }
 
 static void sleep_co_entry(void *opaque)

@@ -36,9 +36,8 @@ static int teardown(void **state)
 static void run(CoroutineEntry *entry, void *opaque)
 {
     coroutine_start(loop, entry, opaque);
-    while (coroutine_count(loop)) {
+    while (coroutine_count(loop))
         loop_run(loop);
-    }
 }
 
 static void done(void)
@@ -102,9 +101,8 @@ static void file_co_entry(void *opaque)
     enum { LARGE = 3 << 20 };
     char *large = aio_buf_get(loop, LARGE);
     char *back = aio_buf_get(loop, LARGE);
-    for (int i = 0; i < LARGE; i++) {
+    for (int i = 0; i < LARGE; i++)
         large[i] = (char)(i * 7 + i / 4096);
-    }
     struct iovec l = {large, LARGE}, r = {back, LARGE};
     assert_int_equal(aio_co_pwritev(fd, &l, 1, 4096, 0), LARGE);
     assert_int_equal(aio_co_preadv(fd, &r, 1, 4096, 0), LARGE);
@@ -159,9 +157,8 @@ static bool writing;
 static void write_on_co_entry(void *opaque)
 {
     const int fd = memfd_create("aio-io", MFD_CLOEXEC);
-    while (writing) {
+    while (writing)
         assert_int_equal(pwrite_co_text(fd, "x", 0), 1);
-    }
     close(fd);
     done();
 }
@@ -200,9 +197,8 @@ static void send_co_entry(void *opaque)
 {
     Pair *pair = opaque;
     static char data[STREAM];
-    for (size_t i = 0; i < STREAM; i++) {
+    for (size_t i = 0; i < STREAM; i++)
         data[i] = (char)(i % 251);
-    }
     for (size_t sent = 0; sent < STREAM;) {
         struct iovec iov[2] = {{data + sent, MIN(100, STREAM - sent)}, {data + sent + MIN(100, STREAM - sent), 0}};
         iov[1].iov_len = STREAM - sent - iov[0].iov_len;
@@ -222,9 +218,8 @@ static void receive_co_entry(void *opaque)
         struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
         ssize_t n = got % 2 ? aio_co_recv(pair->fd[1], buf, sizeof(buf), 0) : aio_co_recvmsg(pair->fd[1], &msg, 0);
         assert_true(n > 0);
-        for (ssize_t i = 0; i < n; i++) {
+        for (ssize_t i = 0; i < n; i++)
             assert_int_equal(buf[i], (char)(got++ % 251));
-        }
     }
     done();
 }
@@ -383,9 +378,8 @@ static void cancel_each(CoroutineEntry *entry, bool nonblocking, bool submitted)
     Pair pair;
     pair_open(&pair, nonblocking);
     Coroutine *co = coroutine_start(loop, entry, &pair);
-    if (submitted) {
+    if (submitted)
         run_for_ms(2);
-    }
     assert_int_equal(pair.result, 12345);
     aio_cancel(co);
     aio_cancel(co);
@@ -433,17 +427,15 @@ static void crowd_co_entry(void *opaque)
     assert_int_equal(aio_co_poll(crowd->fd, POLLIN), POLLIN);
     crowd->woken++;
     assert_int_equal(aio_co_poll(crowd->fd, POLLIN | POLLOUT), POLLIN | POLLOUT);
-    if (++crowd->woken == 10000) {
+    if (++crowd->woken == 10000)
         done();
-    }
 }
 
 static void test_crowd(void **state)
 {
     Crowd crowd = {.fd = eventfd(0, EFD_CLOEXEC)};
-    for (int i = 0; i < 5000; i++) {
+    for (int i = 0; i < 5000; i++)
         coroutine_start(loop, crowd_co_entry, &crowd);
-    }
     run_for_ms(5);
     assert_int_equal(crowd.woken, 0);
     assert_int_equal(write(crowd.fd, &(uint64_t){1}, 8), 8);
@@ -466,18 +458,16 @@ static int worked;
 static void worker_co_entry(void *opaque)
 {
     assert_int_equal(aio_co_worker(work, opaque), GPOINTER_TO_INT(opaque) - 50);
-    if (++worked == 100) {
+    if (++worked == 100)
         done();
-    }
 }
 
 static void test_workers(void **state)
 {
     for (int round = 0; round < 3; round++) {
         worked = 0;
-        for (int i = 0; i < 100; i++) {
+        for (int i = 0; i < 100; i++)
             coroutine_start(loop, worker_co_entry, GINT_TO_POINTER(i));
-        }
         loop_run(loop);
         assert_int_equal(worked, 100);
     }
@@ -489,26 +479,23 @@ static int meeting;
 static int meet(void *opaque)
 {
     __atomic_add_fetch(&meeting, 1, __ATOMIC_SEQ_CST);
-    for (int i = 0; i < 5000 && __atomic_load_n(&meeting, __ATOMIC_SEQ_CST) < 8; i++) {
+    for (int i = 0; i < 5000 && __atomic_load_n(&meeting, __ATOMIC_SEQ_CST) < 8; i++)
         usleep(1000);
-    }
     return __atomic_load_n(&meeting, __ATOMIC_SEQ_CST);
 }
 
 static void meet_co_entry(void *opaque)
 {
     assert_int_equal(aio_co_worker(meet, NULL), 8);
-    if (++worked == 8) {
+    if (++worked == 8)
         done();
-    }
 }
 
 static void test_workers_run_together(void **state)
 {
     worked = meeting = 0;
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 8; i++)
         coroutine_start(loop, meet_co_entry, NULL);
-    }
     loop_run(loop);
 }
 
@@ -539,12 +526,10 @@ static void test_buffers(void **state)
     aio_buf_put(loop, NULL, 4096);
     /* More than is kept. */
     void *many[40];
-    for (int i = 0; i < 40; i++) {
+    for (int i = 0; i < 40; i++)
         many[i] = aio_buf_get(loop, 4 << 20);
-    }
-    for (int i = 0; i < 40; i++) {
+    for (int i = 0; i < 40; i++)
         aio_buf_put(loop, many[i], 4 << 20);
-    }
 }
 
 int main(void)

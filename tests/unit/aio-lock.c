@@ -90,9 +90,8 @@ static void add_co_entry(void *opaque)
 static void test_mutex_many(void **state)
 {
     counter = 0;
-    for (int i = 0; i < 200; i++) {
+    for (int i = 0; i < 200; i++)
         coroutine_start(loop, add_co_entry, NULL);
-    }
     run_until_done();
     assert_int_equal(counter, 2000);
 }
@@ -208,9 +207,8 @@ static void producer_co_entry(void *opaque)
 static void test_queue_with_mutex(void **state)
 {
     ready = 0;
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < 5; i++)
         coroutine_start(loop, consumer_co_entry, NULL);
-    }
     coroutine_start(loop, producer_co_entry, NULL);
     run_until_done();
     assert_string_equal(trace->str, "ccccc");

@@ -142,12 +142,10 @@ static void test_heap_against_linear(void **state)
         }
         if (round % 3 == 0) {
             int first = 0;
-            for (int k = 1; k < N; k++) {
+            for (int k = 1; k < N; k++)
                 first = deadline[k] < deadline[first] ? k : first;
-            }
-            if (deadline[first] == INT64_MAX) {
+            if (deadline[first] == INT64_MAX)
                 continue;
-            }
             fired_at = 0;
             now = loop_rate_clock_step(loop, deadline[first] - now - 1);
             one_turn();
@@ -159,9 +157,8 @@ static void test_heap_against_linear(void **state)
             deadline[first] = INT64_MAX;
         }
     }
-    for (int i = 0; i < N; i++) {
+    for (int i = 0; i < N; i++)
         timer_cancel(&t[i].timer);
-    }
 }
 
 static void fire_again(void *opaque)
@@ -190,17 +187,15 @@ static void te_trace(void *opaque)
     Named *named = opaque;
     assert_false(coroutine_active());
     g_string_append_printf(trace, "%d ", named->id);
-    if (named->id >= 10) {
+    if (named->id >= 10)
         loop_at_turn_end(loop, &named->te); /* for the next turn */
-    }
 }
 
 static void test_turn_end(void **state)
 {
     Named n[4];
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 4; i++)
         n[i] = (Named){.id = i, .te = {.fn = te_trace, .opaque = &n[i]}};
-    }
     for (int i = 3; i >= 0; i--) {
         loop_at_turn_end(loop, &n[i].te);
         loop_at_turn_end(loop, &n[i].te); /* harmless */

@@ -39,9 +39,8 @@ static int teardown(void **state)
 {
     Fixture *f = *state;
 
-    if (f->accepted >= 0) {
+    if (f->accepted >= 0)
         close(f->accepted);
-    }
     loop_free(f->loop);
     unlink(f->path);
     assert_int_equal(rmdir(f->dir), 0); /* nothing else was left there */
@@ -55,9 +54,8 @@ static void on_accepted(int fd, void *opaque)
 {
     Fixture *f = opaque;
 
-    if (f->accepted >= 0) {
+    if (f->accepted >= 0)
         close(f->accepted);
-    }
     f->accepted = fd;
     f->count++;
 }
@@ -70,9 +68,8 @@ static SocketAddr unix_addr(const Fixture *f)
 /* Waits until @n connections have arrived. */
 static void wait_co_accepted(Fixture *f, unsigned n)
 {
-    for (int i = 0; i < 1000 && f->count < n; i++) {
+    for (int i = 0; i < 1000 && f->count < n; i++)
         aio_co_sleep_until(LOOP_CLOCK_REAL, loop_now(f->loop, LOOP_CLOCK_REAL) + 1000000);
-    }
     assert_int_equal(f->count, n);
 }
 
@@ -308,9 +305,8 @@ static void refused_co_entry(void *opaque)
         g_autoptr(GError) error = NULL;
 
         assert_null(socket_co_listen(f->loop, &cases[i].addr, on_accepted, f, &error));
-        if (!strstr(error->message, cases[i].text)) {
+        if (!strstr(error->message, cases[i].text))
             fail_msg("'%s' does not name '%s'", error->message, cases[i].text);
-        }
     }
     assert_int_equal(socket_co_connect(&long_name, &too_long), -1);
     assert_non_null(strstr(too_long->message, "too long"));

@@ -96,9 +96,8 @@ static void option(Fixture *f, uint32_t number, GByteArray *data)
     g_byte_array_set_size(f->hs.out, 0);
     f->at = 0;
     nbd_handshake_option(&f->hs, number, data ? data->data : NULL, data ? data->len : 0);
-    if (data) {
+    if (data)
         g_byte_array_unref(data);
-    }
 }
 
 /* The next reply must be of @type; its payload. */
@@ -114,9 +113,8 @@ static const uint8_t *expect(Fixture *f, uint32_t number, uint32_t type, uint32_
     len = load_be32(p + 16);
     f->at += NBD_OPTION_REPLY_SIZE + len;
     assert_true(f->at <= f->hs.out->len);
-    if (ret_len) {
+    if (ret_len)
         *ret_len = len;
-    }
     return p + NBD_OPTION_REPLY_SIZE;
 }
 

@@ -31,9 +31,8 @@ static void assert_refused(const QapiType *type, const char *text, const char *m
     g_autoptr(GError) error = NULL;
     void *value =
         *text == '{' || *text == '[' ? decode_json(type, text, &error) : qapi_decode_option(type, text, NULL, &error);
-    if (value) {
+    if (value)
         fail_msg("%s: accepted", text);
-    }
     assert_string_equal(error->message, message);
 }
 
@@ -42,9 +41,8 @@ static void assert_round_trip(const QapiType *type, const char *text, const char
 {
     g_autoptr(GError) error = NULL;
     void *value = qapi_decode_option(type, text, NULL, &error);
-    if (!value) {
+    if (!value)
         fail_msg("%s: %s", text, error->message);
-    }
     g_autofree char *printed = print_value(type, value);
     assert_string_equal(printed, expected);
     void *copy = qapi_clone(type, value);
@@ -95,9 +93,8 @@ static void test_round_trips(void **state)
         {&qapi_type_SchemaInfoObjectMember, "{\"name\":\"a\",\"type\":\"b\",\"default\":{\"x\":[1,null]}}",
          "{\"name\": \"a\", \"type\": \"b\", \"default\": {\"x\": [1, null]}}"},
     };
-    for (size_t i = 0; i < G_N_ELEMENTS(table); i++) {
+    for (size_t i = 0; i < G_N_ELEMENTS(table); i++)
         assert_round_trip(table[i].type, table[i].text, table[i].expected);
-    }
 }
 
 static void test_json_errors(void **state)
@@ -134,9 +131,8 @@ static void test_json_errors(void **state)
         {"{'driver':'nbd','server':{'type':'unix','path':'p'},'reconnect-delay':4294967296}",
          "Parameter 'reconnect-delay' expects uint32_t"},
     };
-    for (size_t i = 0; i < G_N_ELEMENTS(table); i++) {
+    for (size_t i = 0; i < G_N_ELEMENTS(table); i++)
         assert_refused(NODE, table[i].text, table[i].message);
-    }
     assert_refused(&qapi_type_BlockDirtyBitmapMerge, "{'node':'n','target':'t','bitmaps':['a',{'node':'x'}]}",
                    "Parameter 'bitmaps[1].name' is missing");
     assert_refused(&qapi_type_BlockDirtyBitmapMerge, "{'node':'n','target':'t','bitmaps':['a',2]}",
@@ -160,9 +156,8 @@ static void test_keyval_errors(void **state)
         {"driver=raw,file.driver=file", "Parameter 'file.filename' is missing"},
         {"driver=raw,file.0=file", "Invalid parameter type for 'file', expected: BlockdevRef"},
     };
-    for (size_t i = 0; i < G_N_ELEMENTS(table); i++) {
+    for (size_t i = 0; i < G_N_ELEMENTS(table); i++)
         assert_refused(NODE, table[i].text, table[i].message);
-    }
     assert_refused(&qapi_type_BlockDirtyBitmapMerge, "node=n,target=t,bitmaps.0.node=x",
                    "Parameter 'bitmaps.0.name' is missing");
     g_autofree char *name = g_strnfill(1000, 'x');
@@ -301,13 +296,11 @@ static void test_deep(void **state)
 {
     GString *text = g_string_new(NULL);
     int depth = JSON_MAX_DEPTH - 1;
-    for (int i = 0; i < depth; i++) {
+    for (int i = 0; i < depth; i++)
         g_string_append(text, "{\"driver\":\"raw\",\"file\":");
-    }
     g_string_append(text, "\"f\"");
-    for (int i = 0; i < depth; i++) {
+    for (int i = 0; i < depth; i++)
         g_string_append_c(text, '}');
-    }
     g_autoptr(BlockdevOptions) node = decode_json(NODE, text->str, NULL);
     g_autoptr(BlockdevOptions) copy = qapi_clone_BlockdevOptions(node);
     assert_true(qapi_equal_BlockdevOptions(node, copy));

@@ -13,9 +13,8 @@ static void assert_parses(const char *text, const char *printed)
 {
     g_autoptr(GError) error = NULL;
     g_autoptr(JsonNode) node = json_parse(text, -1, &error);
-    if (!node) {
+    if (!node)
         fail_msg("%s: %s", text, error->message);
-    }
     g_autofree char *out = json_to_str(node, false);
     assert_string_equal(out, printed);
 }
@@ -24,12 +23,10 @@ static void assert_refused(const char *text, gssize len, const char *reason)
 {
     g_autoptr(GError) error = NULL;
     g_autoptr(JsonNode) node = json_parse(text, len, &error);
-    if (node) {
+    if (node)
         fail_msg("%s: accepted", text);
-    }
-    if (!strstr(error->message, reason)) {
+    if (!strstr(error->message, reason))
         fail_msg("%s: \"%s\" does not tell \"%s\"", text, error->message, reason);
-    }
 }
 
 static const struct {
@@ -149,9 +146,8 @@ static void test_good(void **state)
 
 static void test_bad(void **state)
 {
-    for (size_t i = 0; i < G_N_ELEMENTS(bad); i++) {
+    for (size_t i = 0; i < G_N_ELEMENTS(bad); i++)
         assert_refused(bad[i].text, -1, bad[i].reason);
-    }
     assert_refused("{}\0", 3, "something follows");
     assert_refused("\0", 1, "stray byte 0x00");
     assert_refused("\"a\0b\"", 5, "control character 0x00");
@@ -170,20 +166,17 @@ static char *stream_all(const char *text, size_t len, size_t piece)
             JsonStreamResult result = json_stream_next(stream, &node, &error);
             assert_int_equal(result == JSON_STREAM_ERROR, error != NULL);
             assert_int_equal(result == JSON_STREAM_MESSAGE, node != NULL);
-            if (result == JSON_STREAM_NEED_MORE) {
+            if (result == JSON_STREAM_NEED_MORE)
                 break;
-            }
-            if (node) {
+            if (node)
                 json_print(node, false, out);
-            } else {
+            else
                 g_string_append(out, error->message);
-            }
             g_string_append_c(out, '\n');
         }
     }
-    if (json_stream_pending(stream)) {
+    if (json_stream_pending(stream))
         g_string_append(out, "pending\n");
-    }
     return g_string_free(out, FALSE);
 }
 
@@ -192,9 +185,8 @@ static void assert_stream(const char *text, const char *expected)
     size_t len = strlen(text);
     for (size_t piece = 1; piece <= len; piece++) {
         g_autofree char *got = stream_all(text, len, piece);
-        if (strcmp(got, expected)) {
+        if (strcmp(got, expected))
             fail_msg("in pieces of %zu:\n%s\ngave\n%s\nand not\n%s", piece, text, got, expected);
-        }
     }
 }
 
@@ -244,13 +236,11 @@ static void test_stream_recovers(void **state)
 static char *nested(int depth)
 {
     GString *text = g_string_new(NULL);
-    for (int i = 0; i < depth; i++) {
+    for (int i = 0; i < depth; i++)
         g_string_append(text, i % 2 ? "{\"a\":" : "[");
-    }
     g_string_append(text, "1");
-    for (int i = depth; i-- > 0;) {
+    for (int i = depth; i-- > 0;)
         g_string_append_c(text, i % 2 ? '}' : ']');
-    }
     return g_string_free(text, FALSE);
 }
 
@@ -298,21 +288,18 @@ static void test_size(void **state)
 static void test_limits(void **state)
 {
     GString *many = g_string_new("[0");
-    for (int i = 0; i < JSON_MAX_TOKENS / 2; i++) {
+    for (int i = 0; i < JSON_MAX_TOKENS / 2; i++)
         g_string_append(many, ",0");
-    }
     g_string_append(many, "]");
     assert_refused(many->str, -1, "more than 262144 tokens");
     g_string_assign(many, "{\"k\":0");
-    for (int i = 0; i < JSON_MAX_MEMBERS; i++) {
+    for (int i = 0; i < JSON_MAX_MEMBERS; i++)
         g_string_append_printf(many, ",\"k%d\":0", i);
-    }
     g_string_append(many, "}");
     assert_refused(many->str, -1, "more than 8192 members");
     g_string_assign(many, "0.");
-    for (int i = 0; i < JSON_MAX_WORD; i++) {
+    for (int i = 0; i < JSON_MAX_WORD; i++)
         g_string_append_c(many, '1');
-    }
     assert_refused(many->str, -1, "longer than 512 characters");
     g_string_free(many, TRUE);
 }

@@ -35,9 +35,8 @@ static void test_good(void **state)
     for (size_t i = 0; i < G_N_ELEMENTS(table); i++) {
         g_autoptr(GError) error = NULL;
         g_autoptr(JsonNode) node = keyval_parse(table[i].text, table[i].implied, &error);
-        if (!node) {
+        if (!node)
             fail_msg("%s: %s", table[i].text, error->message);
-        }
         g_autofree char *printed = json_to_str(node, false);
         assert_string_equal(printed, table[i].printed);
     }
@@ -78,9 +77,8 @@ static void test_bad(void **state)
             assert_non_null(node);
             continue;
         }
-        if (node) {
+        if (node)
             fail_msg("%s: accepted", table[i].text);
-        }
         assert_string_equal(error->message, table[i].message);
     }
 }
@@ -88,9 +86,8 @@ static void test_bad(void **state)
 static void test_deep(void **state)
 {
     GString *key = g_string_new("a");
-    for (int i = 1; i < JSON_MAX_DEPTH; i++) {
+    for (int i = 1; i < JSON_MAX_DEPTH; i++)
         g_string_append(key, ".a");
-    }
     g_autofree char *deepest = g_strconcat(key->str, "=1", NULL);
     g_autoptr(JsonNode) node = keyval_parse(deepest, NULL, NULL);
     assert_non_null(node);

@@ -101,9 +101,8 @@ static void test_iov_against_flat(void **state)
             iov[i].iov_len = (size_t)g_rand_int_range(rand, 0, 32);
             total += iov[i].iov_len;
         }
-        for (size_t i = 0; i < total; i++) {
+        for (size_t i = 0; i < total; i++)
             mem[i] = flat[i] = (unsigned char)g_rand_int_range(rand, 0, 3);
-        }
         size_t offset = (size_t)g_rand_int_range(rand, 0, (int)total + 5);
         size_t bytes = (size_t)g_rand_int_range(rand, 0, (int)total + 5);
         size_t there = offset > total ? 0 : u64_min(bytes, total - offset);
@@ -111,9 +110,8 @@ static void test_iov_against_flat(void **state)
         assert_int_equal(iov_to_buf(iov, n, offset, buf, bytes), there);
         assert_memory_equal(buf, flat + offset, there);
         bool zero = true;
-        for (size_t i = 0; i < there; i++) {
+        for (size_t i = 0; i < there; i++)
             zero = zero && flat[offset + i] == 0;
-        }
         assert_int_equal(iov_is_zero(iov, n, offset, bytes), zero);
 
         int m = iov_slice(cut, 8, iov, n, offset, bytes);
@@ -123,12 +121,10 @@ static void test_iov_against_flat(void **state)
             assert_int_equal(total_of(cut, m), bytes);
             assert_int_equal(iov_to_buf(cut, m, 0, buf, bytes), bytes);
             assert_memory_equal(buf, flat + offset, bytes);
-            for (int i = 0; i < m; i++) {
+            for (int i = 0; i < m; i++)
                 assert_true(cut[i].iov_len > 0);
-            }
-            if (m > 0) {
+            if (m > 0)
                 assert_int_equal(iov_slice(cut, m - 1, iov, n, offset, bytes), -1);
-            }
             memcpy(cut, iov, sizeof(iov));
             assert_int_equal(iov_slice(cut, 8, cut, n, offset, bytes), m);
             assert_int_equal(total_of(cut, m), bytes);

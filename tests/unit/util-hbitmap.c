@@ -27,18 +27,15 @@ static bool model_get(const Model *m, uint64_t offset)
 static void model_set(Model *m, uint64_t offset, uint64_t bytes, bool value)
 {
     const uint64_t end = offset >= m->size ? offset : offset + MIN(bytes, m->size - offset);
-    for (uint64_t b = offset; b < end; b++) {
+    for (uint64_t b = offset; b < end; b++)
         m->dirty[b >> m->granularity_bits] = value;
-    }
 }
 
 static int64_t model_next(const Model *m, uint64_t offset, uint64_t end, bool value)
 {
-    for (uint64_t b = offset; b < MIN(end, m->size); b++) {
-        if (model_get(m, b) == value) {
+    for (uint64_t b = offset; b < MIN(end, m->size); b++)
+        if (model_get(m, b) == value)
             return (int64_t)b;
-        }
-    }
     return -1;
 }
 
@@ -118,9 +115,8 @@ static void random_truncate(GRand *rand, HBitmap *hb, Model *m)
     const uint64_t before = model_granules(m);
     m->size = pick(rand, 4) ? pick(rand, 9000) : m->size;
     assert_true(hbitmap_truncate(hb, m->size));
-    for (uint64_t g = MIN(before, model_granules(m)); g < G_N_ELEMENTS(m->dirty); g++) {
+    for (uint64_t g = MIN(before, model_granules(m)); g < G_N_ELEMENTS(m->dirty); g++)
         m->dirty[g] = false;
-    }
 }
 
 /* Through the serialised form part by part and back. */
@@ -134,12 +130,10 @@ static void check_serialise(GRand *rand, const HBitmap *hb, const Model *m)
         const size_t size = hbitmap_serialize_size(hb, offset, bytes);
         g_autofree unsigned char *buf = g_malloc(size);
         hbitmap_serialize(hb, buf, offset, bytes);
-        for (size_t i = 0; i < size * 8; i++) {
+        for (size_t i = 0; i < size * 8; i++)
             assert_int_equal(buf[i / 8] >> (i % 8) & 1, model_get(m, offset + ((uint64_t)i << m->granularity_bits)));
-        }
-        if (offset + bytes == m->size) {
+        if (offset + bytes == m->size)
             buf[size - 1] |= model_granules(m) % 64 ? 0x80 : 0; /* past the end: ignored */
-        }
         hbitmap_deserialize(copy, buf, offset, bytes);
         offset += bytes;
     }
@@ -157,11 +151,9 @@ static void check_merge(GRand *rand, const HBitmap *hb, const Model *m)
     hbitmap_set(dst, offset, 30);
     model_set(sum, offset, 30, true);
     assert_true(hbitmap_merge(dst, hb));
-    for (uint64_t b = 0; b < m->size; b++) {
-        if (model_get(m, b)) {
+    for (uint64_t b = 0; b < m->size; b++)
+        if (model_get(m, b))
             sum->dirty[b >> sum->granularity_bits] = true;
-        }
-    }
     assert_same(dst, sum);
     assert_false(hbitmap_merge(other, hb));
     assert_true(hbitmap_empty(other));
@@ -207,9 +199,8 @@ static void run_random(unsigned seed, uint64_t size, unsigned granularity_bits)
         }
         check_searches(rand, hb, m);
         check_searches(rand, hb, m);
-        if (i % 8 == 0) {
+        if (i % 8 == 0)
             assert_same(hb, m);
-        }
     }
     assert_same(hb, m);
 }
