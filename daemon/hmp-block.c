@@ -14,9 +14,8 @@
 
 static void print_limits(GString *out, const BlockDeviceInfo *i)
 {
-    if (!(i->bps || i->bps_rd || i->bps_wr || i->iops || i->iops_rd || i->iops_wr)) {
+    if (!(i->bps || i->bps_rd || i->bps_wr || i->iops || i->iops_rd || i->iops_wr))
         return;
-    }
     g_string_append_printf(
         out,
         "    I/O throttling:   bps=%" PRId64 " bps_rd=%" PRId64 " bps_wr=%" PRId64 " bps_max=%" PRId64
@@ -51,27 +50,22 @@ static void print_details(GString *out, const BlockDeviceInfo *i)
 static void print_device(GString *out, const BlockInfo *info)
 {
     g_string_append(out, info->device);
-    if (info->inserted && info->inserted->node_name) {
+    if (info->inserted && info->inserted->node_name)
         g_string_append_printf(out, " (%s)", info->inserted->node_name);
-    }
-    if (info->inserted) {
+    if (info->inserted)
         print_medium(out, info->inserted);
-    } else {
+    else
         g_string_append(out, ": [not inserted]\n");
-    }
-    if (info->qdev) {
+    if (info->qdev)
         g_string_append_printf(out, "    Attached to:      %s\n", info->qdev);
-    }
-    if (info->has_io_status && info->io_status != BLOCK_DEVICE_IO_STATUS_OK) {
+    if (info->has_io_status && info->io_status != BLOCK_DEVICE_IO_STATUS_OK)
         g_string_append_printf(out, "    I/O status:       %s\n", qapi_BlockDeviceIoStatus_str(info->io_status));
-    }
     if (info->removable) {
         g_string_append_printf(out, "    Removable device: %slocked, tray %s\n", info->locked ? "" : "not ",
                                info->tray_open ? "open" : "closed");
     }
-    if (info->inserted) {
+    if (info->inserted)
         print_details(out, info->inserted);
-    }
 }
 
 static void hmp_co_info_nodes(Hmp *hmp, const char *wanted)
@@ -85,9 +79,8 @@ static void hmp_co_info_nodes(Hmp *hmp, const char *wanted)
     }
     for (size_t i = 0; i < list->len; i++) {
         const BlockDeviceInfo *node = list->items[i];
-        if (wanted && strcmp(wanted, node->node_name) != 0) {
+        if (wanted && strcmp(wanted, node->node_name) != 0)
             continue;
-        }
         g_string_append_printf(hmp->out, "%s%s", hmp->out->len ? "\n" : "", node->node_name);
         print_medium(hmp->out, node);
         print_details(hmp->out, node);
@@ -129,9 +122,8 @@ void hmp_co_info_block_jobs(Hmp *hmp, char **args)
 {
     g_autoptr(BlockJobInfoList) list = job_list_query_block(hmp->daemon->jobs);
 
-    if (!list->len) {
+    if (!list->len)
         g_string_append(hmp->out, "No active jobs\n");
-    }
     for (size_t i = 0; i < list->len; i++) {
         const BlockJobInfo *job = list->items[i];
         g_string_append_printf(hmp->out,
@@ -153,10 +145,8 @@ void hmp_co_block_resize(Hmp *hmp, char **args)
     bool ok = node != NULL;
 
     /* A size without a suffix is in MiB, as in QEMU's monitor. */
-    if (ok && size_scan(with_suffix, &size) != SIZE_OK) {
+    if (ok && size_scan(with_suffix, &size) != SIZE_OK)
         ok = size_parse("size", args[1], INT64_MAX, &size, &error);
-    }
-    if (!ok || !resize_co_node(d, node, (int64_t)MIN(size, (uint64_t)INT64_MAX), &error)) {
+    if (!ok || !resize_co_node(d, node, (int64_t)MIN(size, (uint64_t)INT64_MAX), &error))
         hmp_error(hmp, error);
-    }
 }

@@ -16,9 +16,8 @@ typedef struct AioRequest {
 
 static int request_co_run(const AioRequest *r)
 {
-    if (r->zero) {
+    if (r->zero)
         return port_co_pwrite_zeroes(r->on->port, r->offset, r->bytes, r->flags);
-    }
     return r->write ? port_co_pwrite(r->on->port, r->offset, r->bytes, r->buffer, r->flags)
                     : port_co_pread(r->on->port, r->offset, r->bytes, r->buffer, 0);
 }
@@ -29,15 +28,12 @@ static void request_report(const AioRequest *r, int ret, int64_t took, GString *
         g_string_append_printf(out, "%s failed: %s\n", r->write ? "aio_write" : "aio_read", g_strerror(-ret));
         return;
     }
-    if (r->verify) {
+    if (r->verify)
         io_verify(out, r->buffer, r->bytes, r->pattern, r->offset);
-    }
-    if (r->quiet) {
+    if (r->quiet)
         return;
-    }
-    if (r->verbose) {
+    if (r->verbose)
         io_dump(out, r->buffer, r->bytes, r->offset);
-    }
     io_report(out, r->write ? "wrote" : "read", r->offset, r->bytes, r->bytes, took, r->terse);
 }
 
@@ -73,9 +69,8 @@ void io_co_aio_read(HmpIo *io)
     AioRequest r = {.verbose = io->flag['v'], .verify = io->flag['P']};
 
     if ((r.verify && !io_co_parse_pattern(io->value['P'], &r.pattern)) || !io_co_parse_range(io, &r.offset, &r.bytes) ||
-        !(r.buffer = io_co_buffer("aio_read", r.bytes, 0xab))) {
+        !(r.buffer = io_co_buffer("aio_read", r.bytes, 0xab)))
         return;
-    }
     request_start(io, g_memdup2(&r, sizeof(r)));
 }
 
@@ -95,9 +90,8 @@ void io_co_aio_write(HmpIo *io)
     }
     if ((io->flag['P'] && !io_co_parse_pattern(io->value['P'], &r.pattern)) ||
         !io_co_parse_range(io, &r.offset, &r.bytes) ||
-        (!r.zero && !(r.buffer = io_co_buffer("aio_write", r.bytes, r.pattern)))) {
+        (!r.zero && !(r.buffer = io_co_buffer("aio_write", r.bytes, r.pattern))))
         return;
-    }
     request_start(io, g_memdup2(&r, sizeof(r)));
 }
 
@@ -108,7 +102,6 @@ void io_co_aio_flush(HmpIo *io)
 
 void hmp_io_co_finish(Daemon *d)
 {
-    while (d->hmp_requests) {
+    while (d->hmp_requests)
         coqueue_co_wait(&d->hmp_idle, NULL);
-    }
 }

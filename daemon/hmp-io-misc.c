@@ -62,9 +62,8 @@ void io_co_map(HmpIo *io)
         last = ret;
         offset += n;
     }
-    if (offset > start) {
+    if (offset > start)
         append_extent(out, start, offset - start, last);
-    }
     io_co_print_string(out);
 }
 
@@ -72,9 +71,8 @@ void io_co_alloc(HmpIo *io)
 {
     uint64_t start, count = DEFAULT_COUNT, sum = 0, n;
 
-    if (!io_co_parse_size(io->args[0], &start) || (io->args[1] && !io_co_parse_size(io->args[1], &count))) {
+    if (!io_co_parse_size(io->args[0], &start) || (io->args[1] && !io_co_parse_size(io->args[1], &count)))
         return;
-    }
     count = start < io->node->size ? MIN(count, io->node->size - start) : 0;
     for (uint64_t done = 0; done < count; done += n) {
         int ret = image_co_allocated(io, start + done, count - done, &n);
@@ -104,11 +102,10 @@ void io_co_reopen(HmpIo *io)
 {
     g_autoptr(GError) error = NULL;
 
-    if (io->flag['r'] == io->flag['w']) {
+    if (io->flag['r'] == io->flag['w'])
         io_co_print("reopen (-r|-w): one of the two must be given\n");
-    } else if (!node_co_set_read_only(io->node, io->flag['r'], &error)) {
+    else if (!node_co_set_read_only(io->node, io->flag['r'], &error))
         io_co_print("%s\n", error->message);
-    }
 }
 
 /* ---- breakpoints ------------------------------------------------------------------------------------------------ */
@@ -122,27 +119,24 @@ void io_co_break(HmpIo *io)
         return;
     }
     GPtrArray *tags = io->daemon->hmp_tags;
-    if (!g_ptr_array_find_with_equal_func(tags, io->args[1], g_str_equal, NULL)) {
+    if (!g_ptr_array_find_with_equal_func(tags, io->args[1], g_str_equal, NULL))
         g_ptr_array_add(tags, g_strdup(io->args[1]));
-    }
 }
 
 void io_co_remove_break(HmpIo *io)
 {
     int ret = node_debug_remove_break(io->node, io->args[0]);
 
-    if (ret < 0) {
+    if (ret < 0)
         io_co_print("Could not remove breakpoint %s: %s\n", io->args[0], g_strerror(-ret));
-    }
 }
 
 void io_co_resume(HmpIo *io)
 {
     int ret = node_debug_resume(io->node, io->args[0]);
 
-    if (ret < 0) {
+    if (ret < 0)
         io_co_print("Could not resume request: %s\n", g_strerror(-ret));
-    }
 }
 
 /* Looks again and again, so that the end of the process, which cancels sleeps, gets through. */
@@ -154,20 +148,17 @@ void io_co_wait_break(HmpIo *io)
         io_co_print("Could not wait for a request: %s\n", g_strerror(ENOTSUP));
         return;
     }
-    while (!node_debug_suspended(io->node, io->args[0]) && !io->daemon->quitting) {
-        if (aio_co_sleep_until(LOOP_CLOCK_REAL, loop_now(loop, LOOP_CLOCK_REAL) + LOOK_AGAIN_NS) < 0) {
+    while (!node_debug_suspended(io->node, io->args[0]) && !io->daemon->quitting)
+        if (aio_co_sleep_until(LOOP_CLOCK_REAL, loop_now(loop, LOOP_CLOCK_REAL) + LOOK_AGAIN_NS) < 0)
             return;
-        }
-    }
 }
 
 static void release_node(Node *node, void *opaque)
 {
     const GPtrArray *tags = opaque;
 
-    for (guint i = 0; i < tags->len; i++) {
+    for (guint i = 0; i < tags->len; i++)
         node_debug_remove_break(node, tags->pdata[i]);
-    }
 }
 
 void hmp_io_release(Daemon *d)

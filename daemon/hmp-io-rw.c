@@ -36,14 +36,12 @@ bool io_co_parse_range(const HmpIo *io, uint64_t *ret_offset, uint64_t *ret_byte
 {
     uint64_t total = 0;
 
-    if (!io_co_parse_size(io->args[0], ret_offset)) {
+    if (!io_co_parse_size(io->args[0], ret_offset))
         return false;
-    }
     for (unsigned i = 1; i < io->n_args; i++) {
         uint64_t n;
-        if (!io_co_parse_size(io->args[i], &n)) {
+        if (!io_co_parse_size(io->args[i], &n))
             return false;
-        }
         bool no_memory = io->flag['z'] && io->flag['n'];
         if (n > (no_memory ? INT64_MAX : REQUEST_MAX) || (total += n) > (no_memory ? INT64_MAX : REQUEST_MAX)) {
             io_co_print("length cannot exceed %d without -n, given %s\n", REQUEST_MAX, io->args[i]);
@@ -75,13 +73,11 @@ static bool io_co_parse_window(HmpIo *io, uint64_t bytes, uint64_t *ret_start, u
         io_co_print("%s %s\n", io->command->name, io->command->usage);
         return false;
     }
-    if (io->flag['s'] && !io_co_parse_size(io->value['s'], ret_start)) {
+    if (io->flag['s'] && !io_co_parse_size(io->value['s'], ret_start))
         return false;
-    }
     *ret_length = *ret_start <= bytes ? bytes - *ret_start : 0;
-    if (io->flag['l'] && !io_co_parse_size(io->value['l'], ret_length)) {
+    if (io->flag['l'] && !io_co_parse_size(io->value['l'], ret_length))
         return false;
-    }
     if (*ret_start > bytes || *ret_length > bytes - *ret_start) {
         io_co_print("pattern verification range exceeds end of read data\n");
         return false;
@@ -95,13 +91,11 @@ void io_co_read(HmpIo *io)
     uint8_t pattern = 0;
 
     if ((io->flag['P'] && !io_co_parse_pattern(io->value['P'], &pattern)) || !io_co_parse_range(io, &offset, &bytes) ||
-        !io_co_parse_window(io, bytes, &start, &length)) {
+        !io_co_parse_window(io, bytes, &start, &length))
         return;
-    }
     uint8_t *buffer = io_co_buffer(io->command->name, bytes, FILL_READ);
-    if (!buffer) {
+    if (!buffer)
         return;
-    }
     g_autoptr(GString) out = g_string_new(NULL);
     int64_t begin = io_clock();
     int ret = port_co_pread(io->on->port, offset, bytes, buffer, 0);
@@ -109,15 +103,12 @@ void io_co_read(HmpIo *io)
     if (ret < 0) {
         g_string_append_printf(out, "%s failed: %s\n", io->command->name, g_strerror(-ret));
     } else {
-        if (io->flag['P']) {
+        if (io->flag['P'])
             io_verify(out, buffer + start, length, pattern, offset + start);
-        }
-        if (io->flag['v'] && !io->flag['q']) {
+        if (io->flag['v'] && !io->flag['q'])
             io_dump(out, buffer, bytes, offset);
-        }
-        if (!io->flag['q']) {
+        if (!io->flag['q'])
             io_report(out, "read", offset, bytes, bytes, took, io->flag['C']);
-        }
     }
     io_buffer_free(buffer);
     io_co_print_string(out);
@@ -127,19 +118,18 @@ void io_co_read(HmpIo *io)
 
 static bool io_co_check_write(HmpIo *io)
 {
-    if (io->flag['n'] && !io->flag['z']) {
+    if (io->flag['n'] && !io->flag['z'])
         io_co_print("-n requires -z to be specified\n");
-    } else if (io->flag['u'] && !io->flag['z']) {
+    else if (io->flag['u'] && !io->flag['z'])
         io_co_print("-u requires -z to be specified\n");
-    } else if (io->flag['z'] && io->flag['P']) {
+    else if (io->flag['z'] && io->flag['P'])
         io_co_print("Only one of -z and -P can be specified at the same time\n");
-    } else if (io->flag['z'] && io->flag['c']) {
+    else if (io->flag['z'] && io->flag['c'])
         io_co_print("-c and -z cannot be specified at the same time\n");
-    } else if (io->flag['f'] && io->flag['c']) {
+    else if (io->flag['f'] && io->flag['c'])
         io_co_print("-f and -c cannot be specified at the same time\n");
-    } else {
+    else
         return true;
-    }
     return false;
 }
 
@@ -153,26 +143,22 @@ void io_co_write(HmpIo *io)
     int ret;
 
     if (!io_co_check_write(io) || (io->flag['P'] && !io_co_parse_pattern(io->value['P'], &pattern)) ||
-        !io_co_parse_range(io, &offset, &bytes)) {
+        !io_co_parse_range(io, &offset, &bytes))
         return;
-    }
-    if (!io->flag['z'] && !(buffer = io_co_buffer(io->command->name, bytes, pattern))) {
+    if (!io->flag['z'] && !(buffer = io_co_buffer(io->command->name, bytes, pattern)))
         return;
-    }
     g_autoptr(GString) out = g_string_new(NULL);
     int64_t begin = io_clock();
-    if (io->flag['z']) {
+    if (io->flag['z'])
         ret = port_co_pwrite_zeroes(io->on->port, offset, bytes, flags);
-    } else {
+    else
         ret = port_co_pwrite(io->on->port, offset, bytes, buffer, flags);
-    }
     int64_t took = io_clock() - begin;
     io_buffer_free(buffer);
-    if (ret < 0) {
+    if (ret < 0)
         g_string_append_printf(out, "%s failed: %s\n", io->command->name, g_strerror(-ret));
-    } else if (!io->flag['q']) {
+    else if (!io->flag['q'])
         io_report(out, "wrote", offset, bytes, bytes, took, io->flag['C']);
-    }
     io_co_print_string(out);
 }
 
@@ -182,18 +168,16 @@ void io_co_discard(HmpIo *io)
 {
     uint64_t offset, bytes;
 
-    if (!io_co_parse_size(io->args[0], &offset) || !io_co_parse_size(io->args[1], &bytes)) {
+    if (!io_co_parse_size(io->args[0], &offset) || !io_co_parse_size(io->args[1], &bytes))
         return;
-    }
     g_autoptr(GString) out = g_string_new(NULL);
     int64_t begin = io_clock();
     int ret = port_co_pdiscard(io->on->port, offset, bytes);
     int64_t took = io_clock() - begin;
-    if (ret < 0) {
+    if (ret < 0)
         g_string_append_printf(out, "discard failed: %s\n", g_strerror(-ret));
-    } else if (!io->flag['q']) {
+    else if (!io->flag['q'])
         io_report(out, "discard", offset, bytes, bytes, took, io->flag['C']);
-    }
     io_co_print_string(out);
 }
 
@@ -201,9 +185,8 @@ void io_co_flush(HmpIo *io)
 {
     int ret = port_co_flush(io->on->port);
 
-    if (ret < 0) {
+    if (ret < 0)
         io_co_print("flush failed: %s\n", g_strerror(-ret));
-    }
 }
 
 void io_co_truncate(HmpIo *io)
@@ -217,7 +200,6 @@ void io_co_truncate(HmpIo *io)
         return;
     }
     if (io_co_parse_size(io->args[0], &size) &&
-        !port_co_truncate(io->on->port, size, false, (PreallocMode)mode, 0, &error)) {
+        !port_co_truncate(io->on->port, size, false, (PreallocMode)mode, 0, &error))
         io_co_print("%s\n", error->message);
-    }
 }

@@ -15,14 +15,12 @@ bool io_co_parse_size(const char *text, uint64_t *ret)
 {
     SizeParse r = size_scan(text, ret);
 
-    if (r == SIZE_OK && *ret <= INT64_MAX) {
+    if (r == SIZE_OK && *ret <= INT64_MAX)
         return true;
-    }
-    if (r == SIZE_SYNTAX) {
+    if (r == SIZE_SYNTAX)
         io_co_print("Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- %s\n", text);
-    } else {
+    else
         io_co_print("Parsing error: argument too large -- %s\n", text);
-    }
     return false;
 }
 
@@ -94,13 +92,11 @@ void io_dump(GString *out, const uint8_t *data, size_t size, uint64_t offset)
     for (size_t i = 0; i < size; i += WIDTH) {
         size_t n = MIN(size - i, (size_t)WIDTH);
         g_string_append_printf(out, "%08" PRIx64 ": ", offset + i);
-        for (size_t j = 0; j < n; j++) {
+        for (size_t j = 0; j < n; j++)
             g_string_append_printf(out, " %02x", data[i + j]);
-        }
         g_string_append(out, "  ");
-        for (size_t j = 0; j < n; j++) {
+        for (size_t j = 0; j < n; j++)
             g_string_append_c(out, g_ascii_isalnum(data[i + j]) ? (char)data[i + j] : '.');
-        }
         g_string_append_c(out, '\n');
     }
 }

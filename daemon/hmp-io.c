@@ -44,9 +44,8 @@ void io_co_print_string(const GString *text)
     while (done < text->len) {
         struct iovec iov = {.iov_base = text->str + done, .iov_len = text->len - done};
         ssize_t n = aio_co_pwritev(STDOUT_FILENO, &iov, 1, -1, 0);
-        if (n <= 0 && n != -EINTR && n != -EAGAIN) {
+        if (n <= 0 && n != -EINTR && n != -EAGAIN)
             return; /* nobody listens */
-        }
         done += n > 0 ? (size_t)n : 0;
     }
 }
@@ -67,9 +66,8 @@ void io_co_print(const char *format, ...)
 static IoPort *io_port_co_new(Daemon *daemon, Node *node, unsigned perm, GError **error)
 {
     Port *port = port_co_new(daemon->graph, node, perm, PERM_ALL, &io_port_ops, NULL, error);
-    if (!port) {
+    if (!port)
         return NULL;
-    }
     IoPort *on = g_new(IoPort, 1);
     *on = (IoPort){.refs = 1, .port = port, .daemon = daemon};
     return on;
@@ -89,17 +87,14 @@ void io_port_co_unref(IoPort *on)
     }
 }
 
-/* ---- taking a command apart
- * ------------------------------------------------------------------------------------------
- */
+/* ---- taking a command apart ------------------------------------------------------------------------------------- */
 
 static const IoCommand *find_command(const char *name)
 {
     for (unsigned i = 0; i < G_N_ELEMENTS(io_commands); i++) {
         const IoCommand *c = &io_commands[i];
-        if (strcmp(c->name, name) == 0 || (c->alias && strcmp(c->alias, name) == 0)) {
+        if (strcmp(c->name, name) == 0 || (c->alias && strcmp(c->alias, name) == 0))
             return c;
-        }
     }
     return NULL;
 }
@@ -146,16 +141,14 @@ static bool io_co_parse_words(HmpIo *io, char **words)
         if (!only_args && strcmp(words[i], "--") == 0) {
             only_args = true;
         } else if (!only_args && words[i][0] == '-' && words[i][1]) {
-            if (!io_co_parse_letters(io, words, &i)) {
+            if (!io_co_parse_letters(io, words, &i))
                 return false;
-            }
         } else {
             io->args[io->n_args++] = words[i];
         }
     }
-    if (io->n_args >= c->min && io->n_args <= c->max) {
+    if (io->n_args >= c->min && io->n_args <= c->max)
         return true;
-    }
     if (c->letters[0] && io->n_args > c->max) {
         io_co_usage(c);
     } else if (c->letters[0]) {
@@ -175,9 +168,8 @@ static void io_co_run(HmpIo *io, char **words)
 {
     g_autoptr(GError) error = NULL;
 
-    if (!io_co_parse_words(io, words)) {
+    if (!io_co_parse_words(io, words))
         return;
-    }
     if (io->command->needs_port) {
         io->on = io_port_co_new(io->daemon, io->node, io->command->perm, &error);
         if (!io->on) {
@@ -199,9 +191,8 @@ static void match_qdev(Device *device, void *opaque)
     QdevSearch *search = opaque;
     g_auto(GStrv) parts = g_strsplit(device->qdev ? device->qdev : "", "/", -1);
 
-    if (g_strv_contains((const char *const *)parts, search->id) || g_strcmp0(device->qdev, search->id) == 0) {
+    if (g_strv_contains((const char *const *)parts, search->id) || g_strcmp0(device->qdev, search->id) == 0)
         search->device = device;
-    }
 }
 
 /* The node that @name, of a device or a node, means; with @by_qdev the name of a guest device. *@ret_device may be
@@ -243,9 +234,8 @@ void hmp_co_qemu_io(Hmp *hmp, char **args)
         hmp_error(hmp, error);
         return;
     }
-    if (!words[0]) {
+    if (!words[0])
         return;
-    }
     const IoCommand *command = find_command(words[0]);
     if (!command) {
         io_co_print("command \"%s\" not found\n", words[0]);

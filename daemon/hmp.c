@@ -60,16 +60,13 @@ char **hmp_split(const char *text, GError **error)
     g_autoptr(GPtrArray) words = g_ptr_array_new_with_free_func(g_free);
 
     for (;;) {
-        while (g_ascii_isspace(*text)) {
+        while (g_ascii_isspace(*text))
             text++;
-        }
-        if (!*text) {
+        if (!*text)
             break;
-        }
         char *word = next_word(&text, error);
-        if (!word) {
+        if (!word)
             return NULL;
-        }
         g_ptr_array_add(words, word);
     }
     g_ptr_array_add(words, NULL);
@@ -82,9 +79,8 @@ static const HmpCommand *find_command(char **words, unsigned *ret_n)
     for (unsigned i = 0; i < G_N_ELEMENTS(commands); i++) {
         g_auto(GStrv) name = g_strsplit(commands[i].name, " ", -1);
         unsigned n = 0;
-        while (name[n] && words[n] && strcmp(name[n], words[n]) == 0) {
+        while (name[n] && words[n] && strcmp(name[n], words[n]) == 0)
             n++;
-        }
         if (!name[n]) {
             *ret_n = n;
             return &commands[i];
@@ -103,7 +99,8 @@ static void hmp_co_help(Hmp *hmp, char **args)
     }
 }
 
-void hmp_co_run(Hmp *hmp, const char *line)
+/* Carries out @line; whatever goes wrong is told in .out. */
+static void hmp_co_run(Hmp *hmp, const char *line)
 {
     g_autoptr(GError) error = NULL;
     g_auto(GStrv) words = hmp_split(line, &error);
@@ -113,9 +110,8 @@ void hmp_co_run(Hmp *hmp, const char *line)
         hmp_error(hmp, error);
         return;
     }
-    if (!words[0]) {
+    if (!words[0])
         return;
-    }
     const HmpCommand *command = find_command(words, &n_name);
     if (!command) {
         g_autofree char *text = g_strjoinv(" ", words);

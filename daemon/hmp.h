@@ -13,9 +13,6 @@ typedef struct Hmp {
     GString *out; /* the reply; lines end with '\n' */
 } Hmp;
 
-/* Carries out @line; whatever goes wrong is told in .out. */
-void hmp_co_run(Hmp *hmp, const char *line);
-
 /* The words of @text, in which "…" holds spaces together and \ takes the meaning off what follows. NULL-terminated, the
  * caller's; NULL with @error when a quote is not closed. */
 char **hmp_split(const char *text, GError **error);

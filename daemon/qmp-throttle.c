@@ -17,9 +17,8 @@ static void match_qdev(Device *device, void *opaque)
     FindQdev *find = opaque;
     const char *slash = device->qdev ? strrchr(device->qdev, '/') : NULL;
 
-    if (device->qdev && (strcmp(device->qdev, find->id) == 0 || (slash && strcmp(slash + 1, find->id) == 0))) {
+    if (device->qdev && (strcmp(device->qdev, find->id) == 0 || (slash && strcmp(slash + 1, find->id) == 0)))
         find->found = device;
-    }
 }
 
 static Device *find_device(Graph *graph, const BlockIOThrottle *arg, GError **error)
@@ -30,11 +29,10 @@ static Device *find_device(Graph *graph, const BlockIOThrottle *arg, GError **er
         error_set(error, "Need exactly one of 'device' and 'id'");
         return NULL;
     }
-    if (arg->device) {
+    if (arg->device)
         find.found = device_find(graph, arg->device);
-    } else {
+    else
         graph_foreach_device(graph, match_qdev, &find);
-    }
     if (!find.found) {
         error_set_class(error, SD_ERROR_DEVICE_NOT_FOUND, "Device '%s' not found", arg->device ? arg->device : arg->id);
         return NULL;
@@ -76,9 +74,8 @@ static ThrottleGroup *find_group(Graph *graph, const Device *device, const char 
 {
     ThrottleGroup *group = device->throttle.group;
 
-    if (group && (!id || strcmp(throttle_group_id(group), id) == 0)) {
+    if (group && (!id || strcmp(throttle_group_id(group), id) == 0))
         return throttle_group_ref(group);
-    }
     id = id ? id : device->id[0] ? device->id : device->qdev;
     group = throttle_group_find(graph, id);
     return group ? throttle_group_ref(group) : throttle_group_new(graph, id, error);
@@ -90,18 +87,16 @@ bool qmp_co_block_set_io_throttle(QmpContext *ctx, const BlockIOThrottle *arg, G
     Device *device = find_device(graph, arg, error);
     ThrottleLimits limits = limits_of(arg);
 
-    if (!device) {
+    if (!device)
         return false;
-    }
     ThrottleGroup *group = find_group(graph, device, arg->group, error);
     bool ok = group && throttle_group_set(group, &limits, error);
     if (ok && device->throttle.group != group) {
         throttle_leave(&device->throttle);
         throttle_join(&device->throttle, group);
     }
-    if (ok && lifts(arg)) {
+    if (ok && lifts(arg))
         throttle_leave(&device->throttle);
-    }
     throttle_group_unref(group);
     return ok;
 }

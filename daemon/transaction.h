@@ -3,13 +3,14 @@
  *
  * An action goes through these steps, each for all actions before the next:
  *
- *   co_open     finds what it works on, and makes and opens images: whatever may take long. Nothing that others use
- *               changes yet. It names the nodes that must come to rest.
- *   (drain)     those nodes are drained: one point in time for all of them.
- *   co_prepare  does it, in a way that can be undone. From the first co_prepare to the last co_commit or co_abort
- * nothing yields, so nobody ever sees half a transaction. co_commit   makes it final; cannot fail. Or, in reverse order
- * and only for those that were prepared, co_abort    undoes it; cannot fail. (undrain) co_clean    gives back what
- * co_open got, in reverse order; may take long again.
+ * - co_open finds what it works on, and makes and opens images: whatever may take long. Nothing that others use
+ *   changes yet. It names the nodes that must come to rest.
+ * - Those nodes are drained: one point in time for all of them.
+ * - co_prepare does it, in a way that can be undone. From the first co_prepare to the last co_commit or co_abort
+ *   nothing yields, so nobody ever sees half a transaction.
+ * - co_commit makes it final; or, in reverse order and only for those that were prepared, co_abort undoes it.
+ *   Neither can fail.
+ * - The nodes go on. co_clean gives back what co_open got, in reverse order; it may take long again.
  *
  * A single command is a transaction of one. All fields: the loop's thread.
  */
