@@ -2,6 +2,7 @@
  * The life of the daemon: from nothing to serving is startup.c; here is the way from serving to nothing.
  */
 #include "daemon/daemon.h"
+#include "block/graph/throttle.h"
 #include "daemon/object.h"
 #include "daemon/chardev.h"
 #include "daemon/event-rate.h"
@@ -102,7 +103,8 @@ static void end_co_entry(void *opaque)
     daemon_co_cancel(d, &d->startup);
     /* From here on nobody new comes in. */
     chardevs_co_close(d);
-    /* Requests at breakpoints would hold up all that follows. */
+    /* Requests at breakpoints, or kept back by limits, would hold up all that follows. */
+    graph_unthrottle(d->graph);
     hmp_io_release(d);
     /* Jobs and exports first: commands may be waiting for theirs. */
     export_list_co_close_all(d->exports);

@@ -23,7 +23,14 @@ bool qmp_co_x_rate_clock_step(QmpContext *ctx, const XRateClockStepArgs *arg, in
         return error_set(error, "Parameter 'ns' expects a number of nanoseconds that is not negative");
     }
     loop_rate_clock_manual(loop);
-    *ret = loop_rate_clock_step(loop, arg->ns);
+    int64_t target = loop_now(loop, LOOP_CLOCK_RATE) + arg->ns, next;
+    /* Whatever is due on the way happens at its time, and may arm the next. */
+    while ((next = loop_rate_clock_next(loop)) <= target) {
+        int64_t now = loop_now(loop, LOOP_CLOCK_RATE);
+        loop_rate_clock_step(loop, MAX(next - now, 0));
+        aio_co_sleep_until(LOOP_CLOCK_RATE, next);
+    }
+    *ret = loop_rate_clock_step(loop, MAX(target - loop_now(loop, LOOP_CLOCK_RATE), 0));
     return true;
 }
 

@@ -46,6 +46,9 @@ void loop_rate_clock_manual(Loop *loop);
 /* Moves a manual rate clock on by @ns and returns its new value; due timers fire in this turn. */
 int64_t loop_rate_clock_step(Loop *loop, int64_t ns);
 
+/* When the next timer of the rate clock is due, in ns; INT64_MAX: none is armed. */
+int64_t loop_rate_clock_next(Loop *loop);
+
 /*
  * Timers. The owner embeds a Timer and keeps it alive while armed; @fire runs outside coroutines, once per arming.
  */

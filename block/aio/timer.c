@@ -154,6 +154,13 @@ int64_t loop_rate_clock_step(Loop *loop, int64_t ns)
     return loop->now[LOOP_CLOCK_RATE];
 }
 
+int64_t loop_rate_clock_next(Loop *loop)
+{
+    const TimerHeap *heap = &loop->timers[LOOP_CLOCK_RATE];
+
+    return heap->used ? heap->slots[0]->deadline : INT64_MAX;
+}
+
 void timers_free(Loop *loop)
 {
     for (int clock = 0; clock < LOOP_CLOCK__MAX; clock++) {

@@ -171,7 +171,11 @@ static int64_t group_wait(ThrottleGroup *group, bool write)
     wait = MAX(bucket_wait(&b[OPS_TOTAL]), bucket_wait(&b[BPS_TOTAL]));
     wait = MAX(wait, bucket_wait(&b[write ? OPS_WRITE : OPS_READ]));
     wait = MAX(wait, bucket_wait(&b[write ? BPS_WRITE : BPS_READ]));
-    return wait > 0 ? (int64_t)MIN(wait * NS, (double)(INT64_MAX / 4)) + 1 : 0;
+    /* What is less than the clock can tell is a rounding error of the levels. */
+    wait *= NS;
+    return wait < 1                          ? 0
+           : wait >= (double)(INT64_MAX / 4) ? INT64_MAX / 4
+                                             : (int64_t)wait + (wait > (double)(int64_t)wait);
 }
 
 static void bucket_fill(Bucket *b, double units)
@@ -261,7 +265,7 @@ void throttle_co_wait(ThrottleMember *member, bool write, uint64_t bytes, bool n
     ThrottleGroup *group = member->group;
     ThrottleWaiter w = {.bytes = bytes};
 
-    if (now || (!group_has_waiters(group, write) && !group_wait(group, write))) {
+    if (now || group->graph->unthrottled || (!group_has_waiters(group, write) && !group_wait(group, write))) {
         group_account(group, write, bytes);
         return;
     }
@@ -278,6 +282,14 @@ void throttle_release(ThrottleMember *member)
     for (int write = 0; write < 2; write++)
         while (member->group && member->first[write])
             member_pass(member, write);
+}
+
+void graph_unthrottle(Graph *graph)
+{
+    graph->unthrottled = true;
+    for (GList *g = graph->throttle_groups.head; g; g = g->next)
+        for (GList *m = ((ThrottleGroup *)g->data)->members.head; m; m = m->next)
+            throttle_release(m->data);
 }
 
 /* ---- groups and members ----------------------------------------------------------------------------------------- */

@@ -43,5 +43,7 @@ void throttle_leave(ThrottleMember *member); /* harmless when it is in no group 
 
 /* Waits until a request of @bytes may start; @now: it may at once (in a drained section), but counts. */
 void throttle_co_wait(ThrottleMember *member, bool write, uint64_t bytes, bool now);
+/* From now on no request waits, and those that do go on: the process ends. */
+void graph_unthrottle(Graph *graph);
 /* Lets all requests of @member go on that wait: a drained section begins. */
 void throttle_release(ThrottleMember *member);
