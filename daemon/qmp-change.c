@@ -1,6 +1,7 @@
 /*
  * x-blockdev-change: children come and go while the parent is in use.
  */
+#include "block/graph/drain.h"
 #include "block/graph/driver.h"
 #include "daemon/daemon.h"
 #include "qapi/commands.h"
@@ -44,7 +45,10 @@ bool qmp_co_x_blockdev_change(QmpContext *ctx, const XBlockdevChangeArgs *arg, G
         return error_set(error, arg->child ? "The parameters child and node are in conflict"
                                            : "Either child or node must be specified");
     node_ref(parent);
+    /* Whoever is found once it is quiet is still there when the driver changes the graph: nothing waits in between. */
+    node_co_drained_begin(parent);
     ok = arg->child ? remove_co_child(parent, arg->child, error) : add_co_child(parent, arg->node, error);
+    node_drained_end(parent);
     node_co_unref(parent);
     return ok;
 }

@@ -1,4 +1,5 @@
 """quorum: votes, failures and their events, children that come and go; what a mirror may replace."""
+import time
 import unittest
 
 import nbd
@@ -266,6 +267,29 @@ class Children(QuorumCase):
         h.flush()
         for i in range(128):
             self.assertEqual(bytes([i]) * 4096, bytes(h.pread(4096, i * 4096)))
+
+    @unittest.skipIf(sd.STAND_IN, 'the storage daemon of QEMU has no human monitor')
+    def test_others_change_meanwhile(self):
+        """While a change waits for requests, what it is about may go."""
+        d, h = self.quorum(3, 1, faults={0: []})
+        self.child(3)
+        d.cmd('blockdev-add', driver='raw', node_name='c3', file={'driver': 'file', 'filename': self.path('3.img')})
+        d.cmd('human-monitor-command', command_line='qemu-io c0 "break write_aio A"')
+        cookie = h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(b'x' * 512)), 0)
+        d.cmd('human-monitor-command', command_line='qemu-io c0 "wait_break A"')
+        sessions = [d.connect() for _ in range(3)]
+        add = sessions[0].start('x-blockdev-change', parent='q', node='c3')
+        removals = [s.start('x-blockdev-change', parent='q', child='children.1') for s in sessions[1:]]
+        time.sleep(0.2)  # for all of them to have come
+        d.cmd('blockdev-del', node_name='c3')
+        d.cmd('human-monitor-command', command_line='qemu-io c0 "resume A"')
+        self.assertIn("Node 'c3' not found", sessions[0].finish(add)['error']['desc'])
+        replies = [s.finish(r) for s, r in zip(sessions[1:], removals)]
+        self.assertEqual(1, sum('return' in r for r in replies), replies)
+        while not h.aio_command_completed(cookie):
+            h.poll(-1)
+        self.assertEqual(b'x' * 512, bytes(h.pread(512, 0)))
+        d.shutdown()
 
 
 class Replacing(QuorumCase):
