@@ -60,6 +60,8 @@ static bool add_bitmap(NbdExport *exp, const BlockDirtyBitmapOrStr *ref, GError 
         return error_set(error, "Enabled bitmap '%s' incompatible with readonly export", bitmap->name);
     if (exp->info.contexts->len == NBD_MAX_CONTEXTS)
         return error_set(error, "An NBD export has at most %d bitmaps", NBD_MAX_CONTEXTS - (int)exp->first_bitmap);
+    /* A job may give the export another node; the bitmap lives as long as its own. */
+    node_ref(bitmap->node);
     bitmap->busy++;
     g_ptr_array_add(exp->bitmaps, bitmap);
     g_ptr_array_add(exp->info.contexts, g_strdup_printf("qemu:dirty-bitmap:%s", bitmap->name));
@@ -82,11 +84,12 @@ static bool add_contexts(NbdExport *exp, const BlockExportOptionsNbd *options, G
     return true;
 }
 
-static void free_parts(NbdExport *exp)
+static void export_co_free_parts(NbdExport *exp)
 {
     for (guint i = 0; exp->bitmaps && i < exp->bitmaps->len; i++) {
         Bitmap *bitmap = g_ptr_array_index(exp->bitmaps, i);
         bitmap->busy--;
+        node_co_unref(bitmap->node);
     }
     g_clear_pointer(&exp->bitmaps, g_ptr_array_unref);
     g_clear_pointer(&exp->info.contexts, g_ptr_array_unref);
@@ -139,7 +142,7 @@ static bool nbd_export_co_create(Export *base, const BlockExportOptions *options
     exp->info.description = g_strdup(nbd->description);
     exp->info.flags = transmission_flags(exp);
     if (!add_contexts(exp, nbd, error)) {
-        free_parts(exp);
+        export_co_free_parts(exp);
         return false;
     }
     nbd_export_resized(base);
@@ -162,7 +165,7 @@ static void nbd_export_request_shutdown(Export *base)
 
 static void nbd_export_co_delete(Export *base)
 {
-    free_parts(nbd_export(base));
+    export_co_free_parts(nbd_export(base));
 }
 
 const ExportType export_type_nbd = {

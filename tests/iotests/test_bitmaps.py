@@ -115,6 +115,23 @@ class Bitmap(JobCase):
         self.write((sd.MIB, 512))
         self.assertEqual(2 * 65536, self.count())
 
+    def test_exported_from_a_node_that_was_replaced(self):
+        """The export shows the bitmap of the node that it was made for, which so stays."""
+        d = self.d
+        self.add()
+        uri = d.export('a', 'e', writable=True, bitmaps=['b'])
+        self.write((0, 65536))
+        self.node(d, 't', sd.create_image(self.path('t.img'), 'raw', 8 * sd.MIB))
+        d.cmd('blockdev-mirror', job_id='m', device='a', target='t', sync='full')
+        d.wait_ready('m')
+        d.complete('m')
+        self.fails(d, 'Block device a is in use', 'blockdev-del', node_name='a')
+        with sd.nbd_connect(uri, meta=['qemu:dirty-bitmap:b']) as h:
+            self.assertEqual([(0, 65536, 1), (65536, 8 * sd.MIB - 65536, 0)], sd.nbd_extents(h, 'qemu:dirty-bitmap:b'))
+        d.cmd('block-export-del', id='exp-e', mode='hard')
+        d.event_wait('BLOCK_EXPORT_DELETED')
+        d.cmd('blockdev-del', node_name='a')
+
     def test_job_bitmaps_are_not_shown(self):
         target = sd.create_image(self.path('t.img'), 'raw', 8 * sd.MIB)
         self.node(self.d, 't', target)
