@@ -8,6 +8,7 @@
 
 #define DEFAULT_CLUSTER 65536
 #define DEFAULT_TABLE   4
+#define LARGEST_CLUSTER (2 << 20) /* QEMU computes the size of larger ones with such tables as 0 and opens none */
 
 static bool make_header(const CreateOptions *o, QedHeader *h, GError **error)
 {
@@ -16,9 +17,9 @@ static bool make_header(const CreateOptions *o, QedHeader *h, GError **error)
 
     if (o->version)
         return error_set(error, "Parameter 'version' is not supported by file format 'qed'");
-    if (!is_pow2(cluster) || cluster < QED_MIN_CLUSTER || cluster > QED_MAX_CLUSTER)
+    if (!is_pow2(cluster) || cluster < QED_MIN_CLUSTER || cluster > LARGEST_CLUSTER)
         return error_set(error, "QED cluster size must be within range [%d, %d] and power of 2", QED_MIN_CLUSTER,
-                         QED_MAX_CLUSTER);
+                         LARGEST_CLUSTER);
     max = qed_max_size((uint32_t)cluster, DEFAULT_TABLE);
     if (o->size > max)
         return error_set(error,

@@ -1,7 +1,7 @@
 /*
- * A qcow2 image from somebody else: the input is the whole file, in memory. It is opened without its backing file,
- * read, asked about, written to in every way, and closed. Whatever it is, that ends, within bounds, and an image that
- * was found damaged is not written to again.
+ * A qcow2 or qed image from somebody else: the input is the whole file, in memory. It is opened without its backing
+ * file, read, asked about, written to in every way, and closed. Whatever it is, that ends, within bounds, and a qcow2
+ * image that was found damaged is not written to again.
  */
 #include "block/graph/graph-int.h"
 #include "block/graph/port.h"
@@ -56,6 +56,17 @@ static int mem_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoV
     return 0;
 }
 
+static bool mem_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode prealloc, ReqFlags flags,
+                            GError **error)
+{
+    if (size > DISK_MAX)
+        return error_set_errno(error, ENOSPC, "Could not resize");
+    if (size < disk_size)
+        memset(disk + size, 0, disk_size - size);
+    disk_size = size;
+    return true;
+}
+
 /* Takes the name of a driver that the schema knows. */
 static const Driver mem_driver = {
     .name = "null-co",
@@ -66,9 +77,10 @@ static const Driver mem_driver = {
     .co_getlength = mem_co_getlength,
     .co_preadv = mem_co_preadv,
     .co_pwritev = mem_co_pwritev,
+    .co_truncate = mem_co_truncate,
 };
-extern const Driver driver_qcow2;
-static const Driver *const drivers[] = {&mem_driver, &driver_qcow2, NULL};
+extern const Driver driver_qcow2, driver_qed;
+static const Driver *const drivers[] = {&mem_driver, &driver_qcow2, &driver_qed, NULL};
 
 static Loop *loop;
 static Graph *graph;
@@ -97,7 +109,7 @@ static void read_co_some(Port *port, uint8_t *buf, uint64_t offset)
 
 static void write_co_some(Port *port, uint8_t *buf, uint64_t offset)
 {
-    uint64_t size = port_size(port), cluster = port_node(port)->limits.discard_align;
+    uint64_t size = port_size(port), cluster = port_node(port)->limits.write_zeroes_align;
     struct iovec iov;
     IoVec vec;
 
@@ -118,9 +130,11 @@ static void write_co_some(Port *port, uint8_t *buf, uint64_t offset)
 
 static Node *open_co_image(bool read_only)
 {
-    g_autofree char *text = g_strdup_printf("{'driver':'qcow2','node-name':'q','discard':'unmap','backing':null,"
-                                            "'overlap-check':'all','read-only':%s,'file':{'driver':'null-co'}}",
-                                            read_only ? "true" : "false");
+    bool qed = memcmp(disk, "QED", 4) == 0;
+    g_autofree char *text =
+        g_strdup_printf("{'driver':'%s','node-name':'q','discard':'unmap','backing':null,"
+                        "'read-only':%s,'file':{'driver':'null-co'}%s}",
+                        qed ? "qed" : "qcow2", read_only ? "true" : "false", qed ? "" : ",'overlap-check':'all'");
     g_autoptr(JsonNode) json = json_parse(text, -1, NULL);
     g_autoptr(BlockdevOptions) options = qapi_decode_BlockdevOptions(json, NULL);
     g_autoptr(GError) error = NULL;
