@@ -13,9 +13,9 @@ BLOCK = 4096
 
 
 class Crash(sd.Case):
-    def assertOpens(self, path):
+    def assertOpens(self, path, fmt='qcow2'):
         """qemu-img check may find leaked clusters, nothing worse."""
-        p = sd.qemu_img('check', '--output=json', '-f', 'qcow2', path, check=False)
+        p = sd.qemu_img('check', '--output=json', '-f', fmt, path, check=False)
         self.assertTrue(p.stdout, p.stderr)
         report = json.loads(p.stdout)
         self.assertEqual((0, 0), (report.get('corruptions', 0), report['check-errors']), report)
@@ -54,9 +54,9 @@ class Crash(sd.Case):
     def content(block, stamp):
         return (block << 32 | stamp).to_bytes(8, 'little') * (BLOCK // 8) if stamp else bytes(BLOCK)
 
-    def assertHolds(self, path, allowed):
+    def assertHolds(self, path, allowed, fmt='qcow2'):
         raw = self.path('after.raw')
-        sd.qemu_img('convert', '-f', 'qcow2', '-O', 'raw', path, raw)
+        sd.qemu_img('convert', '-f', fmt, '-O', 'raw', path, raw)
         with open(raw, 'rb') as f:
             for block, stamps in allowed.items():
                 f.seek(block * BLOCK)
@@ -64,20 +64,43 @@ class Crash(sd.Case):
                 self.assertTrue(any(got == self.content(block, s) for s in stamps),
                                 f'block {block} holds {got[:16].hex()}, none of {stamps}')
 
-    def test_during_nbd_writes(self):
-        for i, moment in enumerate((0.05, 0.17, 0.32)):
+    def kill_and_open(self, fmt, moments):
+        for i, moment in enumerate(moments):
             with self.subTest(moment=moment):
-                path = sd.create_image(self.path(f'{i}.qcow2'), 'qcow2', SIZE)
-                d = self.daemon('--blockdev', f'qcow2,node-name=q,file.driver=file,file.filename={path}')
+                path = sd.create_image(self.path(f'{i}.{fmt}'), fmt, SIZE)
+                d = self.daemon('--blockdev', f'{fmt},node-name=q,file.driver=file,file.filename={path}')
                 allowed = self.write_until_killed(d, path, d.export('q', writable=True), i, moment)
-                self.assertOpens(path)
-                self.assertHolds(path, allowed)
-                again = self.daemon('--blockdev', f'qcow2,node-name=q,file.driver=file,file.filename={path}')
+                self.assertOpens(path, fmt)
+                self.assertHolds(path, allowed, fmt)
+                yield path, allowed
+                again = self.daemon('--blockdev', f'{fmt},node-name=q,file.driver=file,file.filename={path}')
                 with sd.nbd_connect(again.export('q', writable=True)) as h:
                     h.pwrite(bytes(BLOCK), 0)
                     h.flush()
                 again.shutdown()
-                self.assertOpens(path)
+                self.assertOpens(path, fmt)
+
+    def test_during_nbd_writes(self):
+        for _ in self.kill_and_open('qcow2', (0.05, 0.17, 0.32)):
+            pass
+
+    def test_qed_is_repaired(self):
+        """It says that it was not closed; opening it for writing makes it an image that was."""
+        for path, allowed in self.kill_and_open('qed', (0.05, 0.17, 0.32)):
+            self.assertEqual(2, self.features(path))
+            d = self.daemon('--blockdev', f'qed,node-name=q,read-only=on,file.driver=file,file.filename={path}')
+            d.shutdown()
+            self.assertEqual(2, self.features(path))  # not for readers
+            d = self.daemon('--blockdev', f'qed,node-name=q,file.driver=file,file.filename={path}')
+            self.assertEqual(0, self.features(path))
+            d.shutdown()
+            self.assertOpens(path, 'qed')
+            self.assertHolds(path, allowed, 'qed')
+
+    @staticmethod
+    def features(path):
+        with open(path, 'rb') as f:
+            return int.from_bytes(f.read(24)[16:], 'little')
 
     def test_during_mirror(self):
         """The source of a killed mirror is as good as that of any killed daemon; the target opens."""
