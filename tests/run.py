@@ -225,7 +225,7 @@ def child(path, only, report):
     return 0 if result.wasSuccessful() else 1
 
 
-SEED_RUNS = [('qcow2', '041'), ('qcow2', '124')]
+SEED_RUNS = [('qcow2', '041'), ('qcow2', '124'), ('qed', '041')]
 
 
 # ---- the whole run --------------------------------------------------------------------------------------------------

@@ -107,7 +107,9 @@ static int active_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const 
     active_co_begin(&w, node, offset, bytes);
     ret = child_co_pwritev(node->file, offset, bytes, vec, vec_offset, flags);
     if (ret == 0 && is_active(node) && active_range(&w, &at, &n)) {
-        int target = child_co_pwritev(w.m->target_port->child, at, n, vec, vec_offset + (at - offset), flags);
+        /* What leaves the source's data alone may change the target's. */
+        int target = child_co_pwritev(w.m->target_port->child, at, n, vec, vec_offset + (at - offset),
+                                      flags & ~REQ_WRITE_UNCHANGED);
         if (target == 0)
             active_in_step(&w, at, n);
         else
@@ -128,7 +130,7 @@ static int active_co_pwrite_zeroes(Node *node, uint64_t offset, uint64_t bytes, 
     active_co_begin(&w, node, offset, bytes);
     ret = child_co_pwrite_zeroes(node->file, offset, bytes, flags);
     if (ret == 0 && is_active(node) && active_range(&w, &at, &n)) {
-        ReqFlags target_flags = w.m->unmap ? flags & ~REQ_NO_FALLBACK : flags & ~(REQ_NO_FALLBACK | REQ_MAY_UNMAP);
+        ReqFlags target_flags = flags & ~(REQ_NO_FALLBACK | REQ_WRITE_UNCHANGED | (w.m->unmap ? 0 : REQ_MAY_UNMAP));
         int target = child_co_pwrite_zeroes(w.m->target_port->child, at, n, target_flags);
         if (target == 0)
             active_in_step(&w, at, n);

@@ -14,7 +14,7 @@ typedef struct MirrorStart {
     Node *source, *target;
     bool unmap;
     bool backing_later;
-    Node *new_backing; /* borrowed */
+    Node *new_backing;
 } MirrorStart;
 
 static Node *find_to_replace(Node *source, const char *name, GError **error)
@@ -201,6 +201,8 @@ Job *mirror_co_new_drive(JobList *list, const DriveMirror *d, GError **error)
         return NULL;
     if (create) {
         t.backing = s.new_backing = future_backing(&s);
+        if (s.new_backing)
+            node_ref(s.new_backing); /* making the target yields: somebody may take the source's chain apart */
         s.backing_later = t.backing != NULL;
         t.open_backing = '0';
     }
@@ -210,6 +212,7 @@ Job *mirror_co_new_drive(JobList *list, const DriveMirror *d, GError **error)
     s.backing_later |= s.target && !create && node_backing(s.target);
     job = s.target ? mirror_co_new(list, &s, error) : NULL;
     node_co_unref(s.target); /* the job has its own reference */
+    node_co_unref(s.new_backing);
     node_co_unref(s.source);
     return job;
 }
