@@ -27,8 +27,7 @@ typedef enum ReqFlags {
     REQ_NO_FALLBACK = 1 << 2,      /* write-zeroes: fast or -ENOTSUP, never written-out zeroes */
     REQ_WRITE_UNCHANGED = 1 << 3,  /* visible data stays the same: needs PERM_WRITE_UNCHANGED only, dirties no bitmap */
     REQ_WRITE_COMPRESSED = 1 << 4, /* store compressed: whole clusters only */
-    REQ_SERIALISING = 1 << 5,      /* waits for overlapping requests and holds later ones up */
-    REQ_COPY_ON_READ = 1 << 6,     /* a read: what the node has not allocated is written to it (PERM_WRITE_UNCHANGED) */
+    REQ_COPY_ON_READ = 1 << 5,     /* a read: what the node has not allocated is written to it (PERM_WRITE_UNCHANGED) */
 } ReqFlags;
 
 /* What an image is created with. Strings borrowed; NULL or 0 means "the format's default". */

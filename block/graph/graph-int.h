@@ -67,6 +67,8 @@ typedef struct PermUndo PermUndo;
 PermUndo *perm_prepare(Graph *graph, GPtrArray *start, GError **error);
 void perm_commit(PermUndo *undo);
 
+/* io-flush.c: takes the size over and tells the parents. */
+void node_set_size(Node *node, uint64_t size);
 /* io-zero.c: the write path's own use of zeroes; inside a tracked request. */
 int node_co_write_zeroes_tracked(Node *node, TrackedRequest *req, uint64_t offset, uint64_t bytes, ReqFlags flags);
 /* io.c: a read of any alignment. */

@@ -63,8 +63,9 @@ int child_co_flush(Child *child)
     return node_co_flush(child->node);
 }
 
-static void size_changed(Node *node)
+void node_set_size(Node *node, uint64_t size)
 {
+    node->size = size;
     for (GList *l = node->parents.head; l; l = l->next) {
         Child *child = l->data;
         if (child->ops && child->ops->resized)
@@ -86,8 +87,7 @@ int node_co_refresh_size(Node *node)
         return 0;
     if (!node_resize_bitmaps(node, (uint64_t)size, NULL))
         return -ENOMEM;
-    node->size = (uint64_t)size;
-    size_changed(node);
+    node_set_size(node, (uint64_t)size);
     return 0;
 }
 

@@ -91,7 +91,7 @@ int child_co_pwrite_zeroes(Child *child, uint64_t offset, uint64_t bytes, ReqFla
         return -EIO;
     node_in_flight_inc(node);
     tracked_begin(&req, node, offset, bytes);
-    if ((flags & REQ_SERIALISING) || ((offset | bytes) & (node->limits.request_alignment - 1)))
+    if ((offset | bytes) & (node->limits.request_alignment - 1))
         tracked_co_serialise(&req, node->limits.request_alignment);
     else
         tracked_co_wait(&req);

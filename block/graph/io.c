@@ -134,17 +134,11 @@ int child_co_preadv(Child *child, uint64_t offset, uint64_t bytes, const IoVec *
     int ret;
 
     node_in_flight_inc(node);
-    if (G_UNLIKELY(flags & (REQ_SERIALISING | REQ_COPY_ON_READ))) {
+    if (G_UNLIKELY(flags & REQ_COPY_ON_READ)) {
         TrackedRequest req;
+        g_assert(child->perm & (PERM_WRITE | PERM_WRITE_UNCHANGED));
         tracked_begin(&req, node, offset, bytes);
-        if (flags & REQ_SERIALISING)
-            tracked_co_serialise(&req, node->limits.request_alignment);
-        if (flags & REQ_COPY_ON_READ) {
-            g_assert(child->perm & (PERM_WRITE | PERM_WRITE_UNCHANGED));
-            ret = node_co_read_copying(node, &req, offset, bytes, vec, vec_offset);
-        } else {
-            ret = node_co_read(node, offset, bytes, vec, vec_offset);
-        }
+        ret = node_co_read_copying(node, &req, offset, bytes, vec, vec_offset);
         tracked_end(&req);
     } else {
         ret = node_co_read(node, offset, bytes, vec, vec_offset);
@@ -257,14 +251,9 @@ bool node_may_grow(const Node *node)
 
 static void node_grown(Node *node, uint64_t size)
 {
-    node->size = size;
     if (!node_resize_bitmaps(node, size, NULL))
         g_printerr("storage-daemon: no memory for the dirty bitmaps of node '%s' as it grows\n", node->name);
-    for (GList *l = node->parents.head; l; l = l->next) {
-        Child *child = l->data;
-        if (child->ops && child->ops->resized)
-            child->ops->resized(child);
-    }
+    node_set_size(node, size);
 }
 
 int node_co_write_done(Node *node, uint64_t offset, uint64_t bytes, ReqFlags flags, int ret)
@@ -307,10 +296,7 @@ int child_co_pwritev(Child *child, uint64_t offset, uint64_t bytes, const IoVec 
         return -EIO;
     node_in_flight_inc(node);
     tracked_begin(&req, node, offset, bytes);
-    if (flags & REQ_SERIALISING)
-        tracked_co_serialise(&req, node->limits.request_alignment);
-    else
-        tracked_co_wait(&req);
+    tracked_co_wait(&req);
     if (write_is_zero(node, bytes, vec, vec_offset, &flags))
         ret = node_co_write_zeroes_tracked(node, &req, offset, bytes, flags);
     else

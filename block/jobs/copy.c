@@ -12,7 +12,6 @@
 #define OPS_MAX         256
 #define STRETCH_MAX     (UINT64_C(1) << 30) /* of zeroes handled at a time: a client's write to it has to wait */
 #define ZERO_STREAK_MAX 64
-#define ERROR_REST_NS   (INT64_C(100) * 1000 * 1000)
 
 static uint64_t cow_unit(const Copy *c)
 {
@@ -289,7 +288,7 @@ int copy_co_pass(Copy *c)
         coqueue_co_wait(&c->op_done, NULL);
     copy_update_progress(c);
     if (c->failed_lately && !c->ret)
-        job_co_sleep(job, ERROR_REST_NS);
+        job_co_sleep(job, JOB_ERROR_REST_NS);
     return c->ret;
 }
 

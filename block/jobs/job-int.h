@@ -110,6 +110,8 @@ bool job_is_ready(const Job *job);
 void job_progress_done(Job *job, int64_t bytes);
 void job_progress_set_remaining(Job *job, int64_t bytes);
 
+/* How long a job rests after an error that does not end it, before it tries again. ns */
+#define JOB_ERROR_REST_NS (INT64_C(100) * 1000 * 1000)
 /* What to do about errno @errnum (positive) under @policy: tells clients; where the action is to stop, the job is
  * paused as by a client. */
 BlockErrorAction job_error_action(Job *job, BlockdevOnError policy, bool is_read, int errnum);

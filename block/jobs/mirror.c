@@ -102,7 +102,7 @@ static int mirror_co_flush(MirrorJob *m)
         return 1;
     if (job_error_action(&m->common, m->on_target_error, false, -ret) == BLOCK_ERROR_ACTION_REPORT)
         return ret;
-    job_co_sleep(&m->common, 100 * 1000 * 1000);
+    job_co_sleep(&m->common, JOB_ERROR_REST_NS);
     return 0;
 }
 
