@@ -106,13 +106,14 @@ static void end_co_entry(void *opaque)
     /* Requests at breakpoints, or kept back by limits, would hold up all that follows. */
     graph_unthrottle(d->graph);
     hmp_io_release(d);
-    /* Jobs and exports first: commands may be waiting for theirs. */
-    export_list_co_close_all(d->exports);
+    /* Jobs and exports first: commands may be waiting for theirs. And jobs before exports: clients' requests wait while
+     * a mirror that has yet to be finalized keeps its source drained. */
     job_list_co_cancel_all(d->jobs);
+    export_list_co_close_all(d->exports);
     daemon_co_end_commands(d);
     /* What those commands made meanwhile. */
-    export_list_co_close_all(d->exports);
     job_list_co_cancel_all(d->jobs);
+    export_list_co_close_all(d->exports);
     hmp_io_release(d);
     hmp_io_co_finish(d);
     graph_co_close_all(d->graph);

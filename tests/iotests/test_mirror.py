@@ -323,6 +323,19 @@ class Clients(JobCase):
         self.assertEqual(model, self.read(self.b, 'raw'))
 
 
+    def test_process_ends_before_finalize(self):
+        """The client's write waits while the job is pending; that must not hold up the end."""
+        for end in ('terminate', 'shutdown'):
+            with self.subTest(end=end):
+                d = self.start('raw', auto_finalize=False)
+                d.wait_ready('m')
+                d.cmd('job-complete', id='m')
+                d.event_wait('BLOCK_JOB_PENDING', {'id': 'm'})
+                getattr(d, end)()
+                with self.assertRaises(Exception):
+                    self.writer.stop()
+
+
 class Idle(JobCase):
     def test_costs_no_cpu_and_wakes_up(self):
         d = self.daemon()
