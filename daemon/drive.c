@@ -175,6 +175,22 @@ const char *drive_id(const void *drive)
     return ((const Drive *)drive)->options->id;
 }
 
+/* Puts a filter on top that queries do not show. Takes the caller's reference to @node, and gives one to the result. */
+static Node *add_co_copy_on_read(Graph *graph, const char *id, Node *node, GError **error)
+{
+    BlockdevRef file = {.kind = BLOCKDEV_REF_REFERENCE, .u.reference = node->name};
+    BlockdevOptions options = {.driver = BLOCKDEV_DRIVER_COPY_ON_READ, .u.copy_on_read.file = &file};
+    if (!node_writable(node)) {
+        g_printerr("storage-daemon: warning: drive '%s' is read-only: nothing is copied on read\n", id);
+        return node;
+    }
+    Node *filter = node_co_open(graph, &options, &node->flags, error);
+    node_co_unref(node);
+    if (filter)
+        filter->implicit = true;
+    return filter;
+}
+
 bool drive_co_apply(Daemon *daemon, void *opaque, GError **error)
 {
     const Drive *d = opaque;
@@ -184,6 +200,8 @@ bool drive_co_apply(Daemon *daemon, void *opaque, GError **error)
         /* An image that may not be written is opened for reading, as QEMU's -drive does. */
         NodeFlags defaults = {.auto_read_only = true};
         node = node_co_open_filename(daemon->graph, d->filename, d->format, d->extra, &defaults, error);
+        if (node && d->options->copy_on_read)
+            node = add_co_copy_on_read(daemon->graph, d->options->id, node, error);
         if (!node)
             return false;
     }
