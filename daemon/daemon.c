@@ -35,9 +35,8 @@ Daemon *daemon_new(Loop *loop)
 
 void daemon_free(Daemon *d)
 {
-    if (!d || d->stuck) {
+    if (!d || d->stuck)
         return;
-    }
     qapi_set_event_sink(NULL, NULL);
     chardevs_free(d);
     export_list_free(d->exports);
@@ -59,9 +58,8 @@ static bool daemon_co_wait_for(Daemon *d, const unsigned *left, int ms)
     Timer timer;
     timer_init(&timer, d->loop, LOOP_CLOCK_REAL, wake_idle, &d->idle);
     timer_arm(&timer, loop_now(d->loop, LOOP_CLOCK_REAL) + ms * INT64_C(1000000));
-    while (*left && timer_armed(&timer)) {
+    while (*left && timer_armed(&timer))
         coqueue_co_wait(&d->idle, NULL);
-    }
     timer_cancel(&timer);
     return *left == 0;
 }
@@ -122,18 +120,16 @@ static void end_co_entry(void *opaque)
     /* Quits in progress reply before the sessions are told. */
     aio_co_reschedule();
     sessions_end(d);
-    if (!daemon_co_wait_for(d, &d->sessions.length, SESSIONS_PATIENCE_MS)) {
+    if (!daemon_co_wait_for(d, &d->sessions.length, SESSIONS_PATIENCE_MS))
         d->stuck = true;
-    }
     daemon_co_cancel(d, &d->signals);
     loop_stop(d->loop);
 }
 
 void daemon_end(Daemon *d, ShutdownCause cause)
 {
-    if (d->quitting) {
+    if (d->quitting)
         return;
-    }
     d->quitting = true;
     process_stopping();
     /* QEMU's own program has no such event in its storage daemon; who knows QEMU waits for it all the same. */

@@ -19,9 +19,8 @@ bool qmp_co_x_rate_clock_step(QmpContext *ctx, const XRateClockStepArgs *arg, in
 {
     Loop *loop = qmp_daemon(ctx)->loop;
 
-    if (arg->ns < 0 || arg->ns > INT64_MAX / 2 - loop_now(loop, LOOP_CLOCK_RATE)) {
+    if (arg->ns < 0 || arg->ns > INT64_MAX / 2 - loop_now(loop, LOOP_CLOCK_RATE))
         return error_set(error, "Parameter 'ns' expects a number of nanoseconds that is not negative");
-    }
     loop_rate_clock_manual(loop);
     int64_t target = loop_now(loop, LOOP_CLOCK_RATE) + arg->ns, next;
     /* Whatever is due on the way happens at its time, and may arm the next. */
@@ -41,20 +40,17 @@ bool harness_co_device(Daemon *daemon, void *value, GError **error)
     const GuestDeviceOptions *o = value;
     Device *device = device_find(daemon->graph, o->drive);
 
-    if (device && device->qdev) {
+    if (device && device->qdev)
         return error_set(error, "Drive '%s' is already in use by another device", o->drive);
-    }
     if (!device) {
         /* A node: it gets a device without a name. */
         Node *node = graph_find_node(daemon->graph, o->drive);
-        if (!node) {
+        if (!node)
             return error_set(error, "Property 'drive' can't find value '%s'", o->drive);
-        }
         device = device_co_new(daemon->graph, NULL, node, node->flags.read_only, false, error);
     }
-    if (device) {
+    if (device)
         device->qdev = g_strdup(o->qdev);
-    }
     return device != NULL;
 }
 
@@ -66,21 +62,17 @@ static void print_created(const char *filename, const char *format, const Create
     uint64_t cluster_size = o->cluster_size ? o->cluster_size : 65536;
 
     printf("Formatting '%s', fmt=%s", filename, format);
-    if (qcow2) {
+    if (qcow2)
         printf(" cluster_size=%" PRIu64 " extended_l2=off compression_type=zlib", cluster_size);
-    }
     printf(" size=%" PRIu64, o->size);
-    if (o->backing_file) {
+    if (o->backing_file)
         printf(" backing_file=%s", o->backing_file);
-    }
-    if (o->backing_format) {
+    if (o->backing_format)
         printf(" backing_fmt=%s", o->backing_format);
-    }
-    if (qcow2) {
+    if (qcow2)
         printf(" lazy_refcounts=off refcount_bits=16");
-    } else if (qed) {
+    else if (qed)
         printf(" cluster_size=%" PRIu64, cluster_size);
-    }
     printf("\n");
     fflush(stdout);
 }

@@ -20,9 +20,8 @@ static void sift_up(TimerHeap *heap, guint slot, Timer *timer)
 {
     while (slot > 0) {
         guint parent = (slot - 1) / 2;
-        if (!earlier(timer, heap->slots[parent])) {
+        if (!earlier(timer, heap->slots[parent]))
             break;
-        }
         put(heap, slot, heap->slots[parent]);
         slot = parent;
     }
@@ -33,15 +32,12 @@ static void sift_down(TimerHeap *heap, guint slot, Timer *timer)
 {
     for (;;) {
         guint child = 2 * slot + 1;
-        if (child >= heap->used) {
+        if (child >= heap->used)
             break;
-        }
-        if (child + 1 < heap->used && earlier(heap->slots[child + 1], heap->slots[child])) {
+        if (child + 1 < heap->used && earlier(heap->slots[child + 1], heap->slots[child]))
             child++;
-        }
-        if (!earlier(heap->slots[child], timer)) {
+        if (!earlier(heap->slots[child], timer))
             break;
-        }
         put(heap, slot, heap->slots[child]);
         slot = child;
     }
@@ -55,16 +51,14 @@ void timer_init(Timer *timer, Loop *loop, LoopClock clock, TimerFn *fire, void *
 
 void timer_cancel(Timer *timer)
 {
-    if (!timer_armed(timer)) {
+    if (!timer_armed(timer))
         return;
-    }
     TimerHeap *heap = &timer->loop->timers[timer->clock];
     g_assert(timer->slot < heap->used && heap->slots[timer->slot] == timer);
     Timer *last = heap->slots[--heap->used];
     timer->deadline = INT64_MAX;
-    if (last == timer) {
+    if (last == timer)
         return;
-    }
     /* The last one takes the free place, then finds its own: it may belong further up or further down. */
     sift_up(heap, timer->slot, last);
     sift_down(heap, last->slot, last);
@@ -110,19 +104,16 @@ int64_t timers_wait_ns(Loop *loop)
     int64_t wait = -1;
     int64_t now = 0;
     for (int clock = 0; clock < LOOP_CLOCK__MAX; clock++) {
-        if (!loop->timers[clock].used) {
+        if (!loop->timers[clock].used)
             continue;
-        }
         int64_t deadline = loop->timers[clock].slots[0]->deadline;
         if (clock == LOOP_CLOCK_RATE && loop->rate_manual) {
-            if (deadline <= loop->now[clock]) {
+            if (deadline <= loop->now[clock])
                 return 0;
-            }
             continue;
         }
-        if (!now) {
+        if (!now)
             now = clock_ns();
-        }
         int64_t left = deadline <= now ? 0 : deadline - now;
         wait = wait < 0 ? left : MIN(wait, left);
     }
@@ -132,9 +123,8 @@ int64_t timers_wait_ns(Loop *loop)
 void timers_update(Loop *loop)
 {
     loop->now[LOOP_CLOCK_REAL] = clock_ns();
-    if (!loop->rate_manual) {
+    if (!loop->rate_manual)
         loop->now[LOOP_CLOCK_RATE] = loop->now[LOOP_CLOCK_REAL];
-    }
 }
 
 int64_t loop_now(Loop *loop, LoopClock clock)
@@ -163,7 +153,6 @@ int64_t loop_rate_clock_next(Loop *loop)
 
 void timers_free(Loop *loop)
 {
-    for (int clock = 0; clock < LOOP_CLOCK__MAX; clock++) {
+    for (int clock = 0; clock < LOOP_CLOCK__MAX; clock++)
         g_free(loop->timers[clock].slots);
-    }
 }

@@ -47,13 +47,12 @@ static bool file_check_perm(Node *node, unsigned perm, unsigned shared, GError *
     if (!writes || s->writable || s->pending_fd >= 0)
         return true;
     s->pending_fd = file_reopen_writable(s);
-    if (s->pending_fd < 0) {
+    if (s->pending_fd < 0)
         error_set_errno(error, -s->pending_fd, "Could not reopen file '%s' for writing", node->exact_filename);
-    } else if (s->locking && !file_lock_copy(s->pending_fd, perm, shared, error)) {
+    else if (s->locking && !file_lock_copy(s->pending_fd, perm, shared, error))
         close(s->pending_fd);
-    } else {
+    else
         return true;
-    }
     s->pending_fd = -1;
     file_lock_abort(s);
     return false;

@@ -6,19 +6,17 @@
 
 Claim *claim_find(Claim *list, uint64_t first, uint64_t n)
 {
-    for (Claim *c = list; c; c = c->next) {
+    for (Claim *c = list; c; c = c->next)
         if (first < c->first + c->n && c->first < first + n)
             return c;
-    }
     return NULL;
 }
 
 uint64_t claim_room(Claim *list, uint64_t first, uint64_t max)
 {
-    for (Claim *c = list; c; c = c->next) {
+    for (Claim *c = list; c; c = c->next)
         if (c->first > first)
             max = u64_min(max, c->first - first);
-    }
     return max;
 }
 

@@ -52,10 +52,9 @@ static inline uint32_t *hash_slot(TableCache *c, uint64_t offset)
 
 static inline CacheTable *find(TableCache *c, uint64_t offset)
 {
-    for (uint32_t i = *hash_slot(c, offset); i; i = c->tables[i - 1].next) {
+    for (uint32_t i = *hash_slot(c, offset); i; i = c->tables[i - 1].next)
         if (c->tables[i - 1].offset == offset)
             return &c->tables[i - 1];
-    }
     return NULL;
 }
 

@@ -157,12 +157,11 @@ static void job_co_finalize_all(JobTxn *txn)
     txn->refs++;
     txn->finalizing = true;
     failed = job_co_prepare_all(txn);
-    if (failed) {
+    if (failed)
         job_co_txn_abort(failed);
-    } else {
+    else
         while ((job = g_queue_peek_head(&txn->jobs)))
             job_co_finalize_single(job);
-    }
     job_txn_unref(txn);
 }
 

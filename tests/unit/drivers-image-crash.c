@@ -198,10 +198,9 @@ static struct {
 
 static bool is_busy(unsigned self, uint64_t first, uint64_t n)
 {
-    for (unsigned i = 0; i < WORKERS; i++) {
+    for (unsigned i = 0; i < WORKERS; i++)
         if (i != self && first < busy[i].first + busy[i].n && busy[i].first < first + n)
             return true;
-    }
     return false;
 }
 
@@ -408,10 +407,9 @@ static void check_guest(const uint8_t *got, uint64_t when)
     for (uint64_t s = 0; s < cfg->size / SECTOR; s++) {
         uint64_t value, base = base_value(s);
         memcpy(&value, got + s * SECTOR, 8);
-        for (unsigned i = 8; i < SECTOR; i += 8) {
+        for (unsigned i = 8; i < SECTOR; i += 8)
             if (memcmp(got + s * SECTOR + i, &value, 8) != 0)
                 fail_msg("%s: sector %" G_GUINT64_FORMAT " is a mixture", cfg->name, s);
-        }
         if (!is_allowed(s, value, base, until, when))
             fail_msg("%s: sector %" G_GUINT64_FORMAT " has 0x%" G_GINT64_MODIFIER
                      "x, which is neither flushed nor newer "

@@ -82,10 +82,9 @@ static void close_co_image(void)
 
 static bool is_busy(unsigned self, uint64_t offset, uint64_t bytes)
 {
-    for (unsigned i = 0; i < WORKERS; i++) {
+    for (unsigned i = 0; i < WORKERS; i++)
         if (i != self && offset < busy[i].offset + busy[i].bytes && busy[i].offset < offset + bytes)
             return true;
-    }
     return false;
 }
 

@@ -146,11 +146,10 @@ int q2_co_commit_locked(Qcow2 *q)
     ret = commit_co_refcounts(q, &f);
     if (ret == 0)
         ret = q2_free_co_apply(q);
-    if (ret < 0) {
+    if (ret < 0)
         table_cache_thaw(&q->l2);
-    } else {
+    else
         ret = table_cache_co_write_frozen(&q->l2);
-    }
     if (ret == 0)
         ret = sectors_co_write(q, &f.l1, Q2_META_L1, q->header.l1_offset, q->l1_size);
     if (ret < 0)

@@ -128,10 +128,9 @@ static bool refuse_features(const Q2Header *h, uint64_t bits, const uint8_t *tab
         g_autofree char *name = NULL;
         if (!(bits >> bit & 1))
             continue;
-        for (size_t at = 0; at + 48 <= table_len && !name; at += 48) {
+        for (size_t at = 0; at + 48 <= table_len && !name; at += 48)
             if (table[at] == 0 && table[at + 1] == bit)
                 name = printable(table + at + 2, 46);
-        }
         if (!name && bit == 2)
             name = g_strdup("external data file");
         if (!name && bit == 4)

@@ -115,12 +115,11 @@ static void apply_overlap(Qcow2 *q, const Qcow2OverlapChecks *checks)
         {f->has_inactive_l2, f->inactive_l2, Q2_META_INACTIVE_L2},
         {f->has_bitmap_directory, f->bitmap_directory, Q2_META_BITMAPS},
     };
-    for (unsigned i = 0; i < G_N_ELEMENTS(flags); i++) {
+    for (unsigned i = 0; i < G_N_ELEMENTS(flags); i++)
         if (flags[i].has && flags[i].on)
             q->overlap_mask |= 1u << flags[i].kind;
         else if (flags[i].has)
             q->overlap_mask &= ~(1u << flags[i].kind);
-    }
 }
 
 bool q2_options_apply(Qcow2 *q, const BlockdevOptionsQcow2 *o, GError **error)

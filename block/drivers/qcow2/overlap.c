@@ -49,10 +49,9 @@ bool q2_meta_reserve(Qcow2 *q, uint64_t n)
     grown.slots = g_try_new0(Q2MetaSlot, grown.room);
     if (!grown.slots)
         return false;
-    for (uint64_t i = 0; i < set->room; i++) {
+    for (uint64_t i = 0; i < set->room; i++)
         if (set->slots[i].key)
             *slot_find(&grown, set->slots[i].key) = set->slots[i];
-    }
     g_free(set->slots);
     *set = grown;
     return true;

@@ -51,10 +51,9 @@ static int zero_co_slice(Qcow2 *q, uint64_t gc, uint64_t n, Why why, uint64_t *d
             coqueue_co_wait(&other->waiters, NULL);
     } while (other);
 
-    for (uint64_t k = 0; k < n; k++) {
+    for (uint64_t k = 0; k < n; k++)
         if (fate_of(q, load_be64(table->data + (i + k) * 8), gc + k, why) == FATE_CANNOT)
             return -ENOTSUP;
-    }
     data = table_cache_modify(&q->l2, table);
     if (!data)
         return -ENOMEM;
