@@ -114,6 +114,9 @@ struct Driver {
     bool (*co_truncate)(Node *node, uint64_t size, bool exact, PreallocMode prealloc, ReqFlags flags, GError **error);
 
     /* ---- images and names ---- */
+    /* Formats with backing files: writes another backing file's name and format (or NULL) into the image, durably;
+     * @file NULL: none. The node is drained and writable; its edges are the caller's business. */
+    bool (*co_change_backing)(Node *node, const char *file, const char *format, GError **error);
     /* Score 0 (no) to 100 for a file that begins with @buf. Formats only. */
     int (*probe)(const uint8_t *buf, size_t size);
     /* Protocol: makes the file. Format: lays the image out on @file, which is open, writable and empty. */

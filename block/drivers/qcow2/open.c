@@ -245,6 +245,7 @@ const Driver driver_qcow2 = {
     .co_flush = q2_co_flush,
     .co_block_status = q2_co_block_status,
     .co_truncate = q2_co_truncate,
+    .co_change_backing = q2_co_change_backing,
     .probe = q2_probe,
     .co_create = q2_co_create,
     .get_info = q2_get_info,

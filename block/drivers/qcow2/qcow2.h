@@ -276,6 +276,8 @@ int q2_co_pwrite_zeroes(Node *node, uint64_t offset, uint64_t bytes, ReqFlags fl
 int q2_co_pdiscard(Node *node, uint64_t offset, uint64_t bytes);
 int q2_co_block_status(Node *node, bool want_zero, uint64_t offset, uint64_t bytes, BlockStatus *ret);
 bool q2_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode prealloc, ReqFlags flags, GError **error);
+/* rebase.c: the driver's co_change_backing. */
+bool q2_co_change_backing(Node *node, const char *file, const char *format, GError **error);
 bool q2_co_create(Graph *graph, const char *filename, Port *file, const CreateOptions *options, GError **error);
 
 /* The entries of [@gc, @gc + @n) let go of what they refer to: see zero.c. For shrinking. */
