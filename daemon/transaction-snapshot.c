@@ -203,19 +203,9 @@ const ActionKind action_snapshot = {
 
 /* ---- blockdev-snapshot-sync ------------------------------------------------------------------------------------- */
 
-/* What the overlay @file calls @node: a relative name means another file in another folder. */
-static char *backing_name(Node *node, const char *file)
-{
-    g_autofree char *name = node_filename(node), *folder = g_path_get_dirname(file);
-
-    if (g_path_is_absolute(name) || g_str_has_prefix(name, "json:") || driver_for_scheme(name) || !strcmp(folder, "."))
-        return g_steal_pointer(&name);
-    return g_canonicalize_filename(name, NULL);
-}
-
 static bool sync_co_create(SnapshotAction *a, const BlockdevSnapshotSync *arg, GError **error)
 {
-    g_autofree char *backing = backing_name(a->node, arg->snapshot_file);
+    g_autofree char *backing = filename_as_backing(a->node, arg->snapshot_file);
     CreateOptions options = {
         .size = a->node->size,
         .backing_file = backing,

@@ -206,3 +206,21 @@ char *node_filename(Node *node)
     text = json_to_str(tree, false);
     return g_strconcat("json:", text, NULL);
 }
+
+char *filename_as_backing(Node *backing, const char *overlay)
+{
+    g_autofree char *name = node_filename(backing), *folder = g_path_get_dirname(overlay);
+
+    if (g_path_is_absolute(name) || g_str_has_prefix(name, "json:") || driver_for_scheme(name) || !strcmp(folder, "."))
+        return g_steal_pointer(&name);
+    return g_canonicalize_filename(name, NULL);
+}
+
+char *filename_for_header(Node *backing, Node *overlay)
+{
+    Node *leaf = overlay;
+
+    while (leaf->file)
+        leaf = leaf->file->node;
+    return filename_as_backing(backing, leaf->exact_filename ? leaf->exact_filename : "/");
+}

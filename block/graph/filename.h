@@ -20,5 +20,10 @@ BlockdevOptions *filename_protocol_options(const char *filename, JsonNode *extra
 BlockdevOptions *filename_options(const char *filename, const char *format, JsonNode *extra,
                                   JsonNode **ret_backing_extra, GError **error);
 
+/* What the header of an image called @overlay says for its backing file @backing: a relative name means another file
+ * in another folder, so it stands only where the overlay's is in the current folder too. Caller frees. */
+char *filename_as_backing(Node *backing, const char *overlay);
+/* The same for an overlay that is open. */
+char *filename_for_header(Node *backing, Node *overlay);
 /* A backing file name as @parent's header has it, relative to the folder of @parent's own file. Caller frees. */
 char *filename_resolve(Node *parent, const char *filename, GError **error);

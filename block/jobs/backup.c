@@ -8,8 +8,6 @@
 #include "block/graph/drain.h"
 #include "block/jobs/backup-int.h"
 
-#define FLUSH_REST_NS (INT64_C(100) * 1000 * 1000)
-
 static BackupJob *backup_of(Job *job)
 {
     return (BackupJob *)job;
@@ -21,18 +19,6 @@ static int backup_co_only_filter(BackupJob *b)
     while (!job_is_cancelled(&b->common))
         job_co_wait(&b->common);
     return 0;
-}
-
-static int backup_co_flush(BackupJob *b)
-{
-    for (;;) {
-        int ret = node_co_flush(b->target);
-        if (ret == 0 || job_is_cancelled(&b->common))
-            return 0;
-        if (job_error_action(&b->common, b->on_target_error, false, -ret) == BLOCK_ERROR_ACTION_REPORT)
-            return ret;
-        job_co_sleep(&b->common, FLUSH_REST_NS);
-    }
 }
 
 static int backup_co_run(Job *job, GError **error)
@@ -50,7 +36,7 @@ static int backup_co_run(Job *job, GError **error)
     while (ret == 0 && !job_is_cancelled(job) && copy_remaining(b->copy))
         ret = copy_co_pass(b->copy);
     if (ret == 0)
-        ret = backup_co_flush(b);
+        ret = job_co_flush(job, b->target, b->on_target_error);
     return ret;
 }
 

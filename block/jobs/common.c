@@ -60,6 +60,18 @@ const char *job_default_id(Graph *graph, Node *node)
     return search.id;
 }
 
+int job_co_flush(Job *job, Node *node, BlockdevOnError policy)
+{
+    for (;;) {
+        int ret = node_co_flush(node);
+        if (ret == 0 || job_is_cancelled(job))
+            return 0;
+        if (job_error_action(job, policy, false, -ret) == BLOCK_ERROR_ACTION_REPORT)
+            return ret;
+        job_co_sleep(job, JOB_ERROR_REST_NS);
+    }
+}
+
 uint64_t job_cluster_size(Node *node)
 {
     NodeInfo info = {0};

@@ -17,6 +17,10 @@ Node *job_find_target(Graph *graph, const char *name, GError **error);
 /* The id of the job on @node when the client gave none: the name of the device that shows it, or NULL. Borrowed. */
 const char *job_default_id(Graph *graph, Node *node);
 
+/* Flushes what a job wrote to @node; an error counts as one of writing under @policy. 0 (also when cancelled) or
+ * -errno. */
+int job_co_flush(Job *job, Node *node, BlockdevOnError policy);
+
 /* How a job's target image comes to be. */
 typedef struct TargetOptions {
     const char *filename;

@@ -125,7 +125,7 @@ static int copy_co_data(Copy *c, uint64_t offset, uint64_t bytes, bool *ret_is_r
     int ret;
 
     *ret_is_read = false;
-    if (!c->opt.compress_cluster)
+    if (!c->opt.compress_cluster && !c->opt.copy_on_read)
         copy_co_offload(c, &offset, &bytes);
     if (!bytes)
         return 0;
@@ -134,9 +134,9 @@ static int copy_co_data(Copy *c, uint64_t offset, uint64_t bytes, bool *ret_is_r
     *ret_is_read = true;
     while (bytes && ret == 0) {
         uint64_t n = u64_min(bytes, size);
-        ret = child_co_pread(c->opt.source, offset, n, buf, 0);
+        ret = child_co_pread(c->opt.source, offset, n, buf, c->opt.copy_on_read ? REQ_COPY_ON_READ : 0);
         *ret_is_read = ret < 0;
-        if (ret == 0)
+        if (ret == 0 && !c->opt.copy_on_read)
             ret = child_co_pwrite(c->opt.target, offset, n, buf, flags);
         offset += n;
         bytes -= n;

@@ -147,6 +147,10 @@ static int copy_co_is_zero(Copy *c, uint64_t offset, uint64_t *bytes)
     uint64_t n = u64_min(*bytes, STRETCH_MAX), len;
     int ret;
 
+    if (c->opt.copy_on_read) {
+        *bytes = n;
+        return 0;
+    }
     if (known_data(c, offset)) {
         *bytes = u64_min(n, c->data_end - offset);
         return 0;

@@ -174,6 +174,17 @@ static int active_co_pwritev_compressed(Node *node, uint64_t offset, uint64_t by
 
 const Driver mirror_filter_passive = {MIRROR_FILTER};
 
+/* Backing edges below share writing where everything above does; that the job writes to the base shows nowhere above.
+ */
+static void commit_child_perm(Node *node, const Child *child, ChildRole role, unsigned perm, unsigned shared,
+                              unsigned *ret_perm, unsigned *ret_shared)
+{
+    *ret_perm = perm;
+    *ret_shared = shared | PERM_WRITE | PERM_RESIZE;
+}
+
+const Driver mirror_filter_commit = {MIRROR_FILTER, .child_perm = commit_child_perm};
+
 const Driver mirror_filter_active = {
     MIRROR_FILTER,
     .co_pwritev = active_co_pwritev,

@@ -13,8 +13,10 @@ typedef struct MirrorJob {
     bool unmap, active;  /* active: clients' writes go to both (write-blocking) */
     uint64_t granularity, buf_size;
     BlockdevOnError on_source_error, on_target_error;
-    char *replaces;     /* node to be replaced; NULL: the source */
-    Node *new_backing;  /* referenced: becomes the target's backing file on completion; NULL: leave it alone */
+    char *replaces;    /* node to be replaced; NULL: the source */
+    Node *new_backing; /* referenced: becomes the target's backing file on completion; NULL: leave it alone */
+    bool commit;       /* the target is below the source, and gets what is above it */
+    bool target_was_read_only, frozen; /* commit: and is to be so again; the chain between is frozen */
     bool backing_later; /* what the target has behind it is not to be relied on: clusters are copied whole */
 
     /* in the graph from start to co_clean */
@@ -40,8 +42,11 @@ typedef struct MirrorFilter {
 
 /* The filter above the source: "mirror_top". The active one copies writes as they pass. */
 extern const Driver mirror_filter_passive, mirror_filter_active;
+/* A passive one that lets the chain below it be written to. */
+extern const Driver mirror_filter_commit;
 
-extern const JobDriver mirror_job_driver;
+/* The second calls itself a commit. */
+extern const JobDriver mirror_job_driver, mirror_commit_job_driver;
 
 /* Lets the dirty bitmap wake the job. */
 void mirror_watch(MirrorJob *m);

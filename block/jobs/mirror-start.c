@@ -2,6 +2,9 @@
  * The mirror job's start: arguments, target, filter.
  */
 #include "block/graph/drain.h"
+#include "block/graph/reopen.h"
+#include "block/graph/txn.h"
+#include "block/jobs/chain.h"
 #include "block/jobs/mirror-int.h"
 #include "block/util/bytes.h"
 
@@ -15,6 +18,7 @@ typedef struct MirrorStart {
     bool unmap;
     bool backing_later;
     Node *new_backing;
+    bool commit; /* the target is below the source */
 } MirrorStart;
 
 static Node *find_to_replace(Node *source, const char *name, GError **error)
@@ -77,8 +81,22 @@ static void fill_in(MirrorJob *m, const MirrorStart *s)
     m->replaces = g_strdup(a->replaces);
     m->new_backing = s->new_backing ? node_ref(s->new_backing) : NULL;
     m->backing_later = s->backing_later;
+    m->commit = s->commit;
     m->source = s->source;
     m->target = s->target;
+}
+
+/* The port for the copies. A commit's target is still read by the chain above it, which must stay as it is. */
+static bool mirror_co_open_target(MirrorJob *m, GError **error)
+{
+    bool grow = m->commit && m->target->size < m->source->size;
+
+    m->target_port = job_co_open_port(&m->common, m->target, PERM_WRITE | (grow ? PERM_RESIZE : 0),
+                                      PERM_WRITE_UNCHANGED | (m->commit ? PERM_CONSISTENT_READ : 0), error);
+    if (!m->target_port)
+        return false;
+    m->frozen = m->commit && node_freeze_chain(m->source, m->target, error);
+    return m->frozen || !m->commit;
 }
 
 /* Filter, bitmap and ports. On failure the job's discarding takes back what was done. */
@@ -88,8 +106,14 @@ static bool mirror_co_attach(MirrorJob *m, int64_t speed, GError **error)
 
     ((MirrorFilter *)m->filter->state)->job = m;
     job_add_node(job, m->filter);
-    job_add_node(job, m->source);
+    if (m->commit)
+        chain_add_nodes(job, m->source, m->target);
+    else
+        job_add_node(job, m->source);
     job_add_node(job, m->target);
+    m->target_was_read_only = m->commit && !node_writable(m->target);
+    if (m->target_was_read_only && !node_co_set_read_only(m->target, false, error))
+        return false;
     node_co_drained_begin(m->source);
     m->dirty = bitmap_new(m->source, m->granularity, NULL, error);
     if (m->dirty) {
@@ -102,27 +126,33 @@ static bool mirror_co_attach(MirrorJob *m, int64_t speed, GError **error)
     m->source_port = job_co_open_port(job, m->filter, PERM_CONSISTENT_READ, PERM_ALL & ~PERM_RESIZE, error);
     if (!m->source_port)
         return false;
-    m->target_port = job_co_open_port(job, m->target, PERM_WRITE, PERM_WRITE_UNCHANGED, error);
-    return m->target_port && job_set_speed(job, speed, error);
+    return mirror_co_open_target(m, error) && job_set_speed(job, speed, error);
+}
+
+static const Driver *filter_driver(const MirrorStart *s)
+{
+    if (s->commit)
+        return &mirror_filter_commit;
+    return s->arg.copy_mode == MIRROR_COPY_MODE_WRITE_BLOCKING ? &mirror_filter_active : &mirror_filter_passive;
 }
 
 static Job *mirror_co_new(JobList *list, const MirrorStart *s, GError **error)
 {
     const BlockdevMirror *a = &s->arg;
     const char *id = a->job_id ? a->job_id : job_default_id(list->graph, s->source);
-    bool active = a->copy_mode == MIRROR_COPY_MODE_WRITE_BLOCKING;
     MirrorJob *m;
     Node *filter;
 
     if (!check_start(list, s, error))
         return NULL;
-    filter = node_new_internal(list->graph, active ? &mirror_filter_active : &mirror_filter_passive,
-                               a->filter_node_name, &s->source->flags, s->source->size, error);
+    filter = node_new_internal(list->graph, filter_driver(s), a->filter_node_name, &s->source->flags, s->source->size,
+                               error);
     if (!filter)
         return NULL;
     filter->supported_write_flags = REQ_WRITE_UNCHANGED;
     filter->supported_zero_flags = REQ_WRITE_UNCHANGED | REQ_MAY_UNMAP | REQ_NO_FALLBACK;
-    m = (MirrorJob *)job_new(list, &mirror_job_driver, id, NULL, a->auto_finalize, a->auto_dismiss, error);
+    m = (MirrorJob *)job_new(list, s->commit ? &mirror_commit_job_driver : &mirror_job_driver, id, NULL,
+                             a->auto_finalize, a->auto_dismiss, error);
     if (!m) {
         node_co_unref(filter);
         return NULL;
@@ -145,6 +175,14 @@ Job *mirror_co_new_blockdev(JobList *list, const BlockdevMirror *arg, GError **e
     s.target = job_find_target(list->graph, arg->target, error);
     if (!s.target)
         return NULL;
+    return mirror_co_new(list, &s, error);
+}
+
+Job *mirror_co_new_commit(JobList *list, const BlockdevMirror *arg, Node *source, Node *base, GError **error)
+{
+    MirrorStart s = {.arg = *arg, .source = source, .target = base, .unmap = true, .commit = true};
+
+    s.arg.sync = MIRROR_SYNC_MODE_TOP;
     return mirror_co_new(list, &s, error);
 }
 

@@ -9,6 +9,7 @@
  * what remains is small, it is copied in a drained section: the client waits for some milliseconds.
  */
 #include "block/graph/drain.h"
+#include "block/graph/reopen.h"
 #include "block/graph/txn.h"
 #include "block/jobs/mirror-int.h"
 #include "block/util/bytes.h"
@@ -72,8 +73,8 @@ static int mirror_co_mark(MirrorJob *m)
     if (m->sync == MIRROR_SYNC_MODE_FULL)
         bitmap_set(m->dirty, 0, m->source->size);
     if (m->sync == MIRROR_SYNC_MODE_TOP)
-        return copy_co_mark_allocated(&m->common, m->dirty->bits, m->source, node_backing(m->source), m->source->size,
-                                      false);
+        return copy_co_mark_allocated(&m->common, m->dirty->bits, m->source,
+                                      m->commit ? m->target : node_backing(m->source), m->source->size, false);
     return 0;
 }
 
@@ -172,12 +173,27 @@ static int mirror_co_loop(MirrorJob *m)
     return ret;
 }
 
+/* A base that is shorter becomes as long as what is committed to it; a longer one stays so. */
+static bool mirror_co_grow(MirrorJob *m, GError **error)
+{
+    uint64_t old = m->target->size, size = m->source->size;
+
+    if (old >= size)
+        return true;
+    if (!port_co_truncate(m->target_port, size, false, PREALLOC_MODE_OFF, 0, error))
+        return false;
+    bitmap_set(m->dirty, old, size - old);
+    return true;
+}
+
 static int mirror_co_run(Job *job, GError **error)
 {
     MirrorJob *m = mirror_of(job);
     int ret;
 
-    if (m->source->size != m->target->size) {
+    if (m->commit && !mirror_co_grow(m, error))
+        return -EIO;
+    if (m->source->size != m->target->size && !m->commit) {
         error_set(error, "Source and target image have different sizes");
         return -EINVAL;
     }
@@ -223,6 +239,13 @@ static bool mirror_must_force(Job *job, bool force)
 
 /* ---- the end ---------------------------------------------------------------------------------------------------- */
 
+static void mirror_unfreeze(MirrorJob *m)
+{
+    if (m->frozen)
+        node_unfreeze_chain(m->source, m->target);
+    m->frozen = false;
+}
+
 /* Puts the target where @to_replace is, and the filter out of the way, in one go. */
 static bool mirror_co_switch(MirrorJob *m, Node *to_replace, GError **error)
 {
@@ -245,6 +268,7 @@ static bool mirror_co_switch(MirrorJob *m, Node *to_replace, GError **error)
     if (!graph_txn_co_commit(txn, error))
         return false;
     m->inserted = false;
+    m->target_was_read_only = false;
     return true;
 }
 
@@ -267,6 +291,7 @@ static int mirror_co_prepare(Job *job, GError **ret_error)
                       m->replaces, m->target->name);
     }
     if (ok) {
+        mirror_unfreeze(m);
         node_ref(to_replace);
         node_co_drained_begin(to_replace);
         node_co_drained_begin(m->target);
@@ -286,6 +311,7 @@ static void mirror_co_clean(Job *job)
     MirrorJob *m = mirror_of(job);
 
     m->stopped = true;
+    mirror_unfreeze(m);
     if (m->inserted) {
         node_co_drained_begin(m->source);
         job_co_remove_filter(m->filter);
@@ -300,6 +326,8 @@ static void mirror_co_clean(Job *job)
     m->copy = NULL;
     bitmap_free(m->dirty);
     m->dirty = NULL;
+    if (m->target_was_read_only)
+        node_co_set_read_only(m->target, true, NULL);
     if (m->filter)
         ((MirrorFilter *)m->filter->state)->job = NULL;
     node_co_unref(m->filter);
@@ -312,19 +340,22 @@ static void mirror_free(Job *job)
     g_free(mirror_of(job)->replaces);
 }
 
-const JobDriver mirror_job_driver = {
-    .type = JOB_TYPE_MIRROR,
-    .size = sizeof(MirrorJob),
-    .is_block = true,
-    .co_run = mirror_co_run,
-    .co_settle = mirror_co_settle,
-    .complete = mirror_complete,
-    .must_force = mirror_must_force,
-    .drained_poll = mirror_drained_poll,
-    .co_prepare = mirror_co_prepare,
-    .co_clean = mirror_co_clean,
-    .free = mirror_free,
-};
+/* clang-format off */
+#define MIRROR_DRIVER                    \
+    .size = sizeof(MirrorJob),           \
+    .is_block = true,                    \
+    .co_run = mirror_co_run,             \
+    .co_settle = mirror_co_settle,       \
+    .complete = mirror_complete,         \
+    .must_force = mirror_must_force,     \
+    .drained_poll = mirror_drained_poll, \
+    .co_prepare = mirror_co_prepare,     \
+    .co_clean = mirror_co_clean,         \
+    .free = mirror_free
+/* clang-format on */
+
+const JobDriver mirror_job_driver = {.type = JOB_TYPE_MIRROR, MIRROR_DRIVER};
+const JobDriver mirror_commit_job_driver = {.type = JOB_TYPE_COMMIT, MIRROR_DRIVER};
 
 void mirror_watch(MirrorJob *m)
 {

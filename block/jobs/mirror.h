@@ -10,3 +10,7 @@
  */
 Job *mirror_co_new_drive(JobList *list, const DriveMirror *arg, GError **error);
 Job *mirror_co_new_blockdev(JobList *list, const BlockdevMirror *arg, GError **error);
+
+/* block-commit of a device's own image @source into @base, which is below it. Of @arg job_id, filter_node_name, speed,
+ * on_*_error and auto_* count. The job says that it is a commit. */
+Job *mirror_co_new_commit(JobList *list, const BlockdevMirror *arg, Node *source, Node *base, GError **error);
