@@ -15,6 +15,7 @@ typedef struct Drive {
     char *filename;  /* NULL: no medium */
     char *format;    /* NULL: named by filename, or to be probed */
     JsonNode *extra; /* more options of the node, an object */
+    bool writethrough;
 } Drive;
 
 void drive_free(void *opaque)
@@ -59,8 +60,8 @@ static JsonNode *split_device_options(JsonNode *node, GError **error)
     return g_steal_pointer(&device);
 }
 
-/* cache=WORD becomes cache.direct and cache.no-flush. */
-static bool spell_cache(JsonNode *node, GError **error)
+/* cache=WORD becomes cache.direct and cache.no-flush, and says what the device makes of writes. */
+static bool spell_cache(Drive *d, JsonNode *node, GError **error)
 {
     const char *word = tree_get_string(node, "cache");
     if (!word)
@@ -68,12 +69,10 @@ static bool spell_cache(JsonNode *node, GError **error)
     int cache = qapi_enum_find(&qapi_type_DriveCache, word);
     if (cache < 0)
         return error_set(error, "Parameter 'cache' does not accept value '%s'", word);
-    if (cache == DRIVE_CACHE_WRITETHROUGH || cache == DRIVE_CACHE_DIRECTSYNC) {
-        return error_set(error, "cache=%s is not supported: clients flush when they need to (use %s)", word,
-                         cache == DRIVE_CACHE_DIRECTSYNC ? "none" : "writeback");
-    }
+    bool direct = cache == DRIVE_CACHE_NONE || cache == DRIVE_CACHE_DIRECTSYNC;
+    d->writethrough = cache == DRIVE_CACHE_WRITETHROUGH || cache == DRIVE_CACHE_DIRECTSYNC;
     JsonNode *options = tree_object();
-    tree_set_string(options, "direct", cache == DRIVE_CACHE_NONE ? "on" : "off");
+    tree_set_string(options, "direct", direct ? "on" : "off");
     tree_set_string(options, "no-flush", cache == DRIVE_CACHE_UNSAFE ? "on" : "off");
     tree_set(node, "cache", options);
     return true;
@@ -161,7 +160,7 @@ void *drive_decode(JsonNode *tree, QapiSource source, GError **error)
     d->extra = tree_ref(tree);
     g_autoptr(Tree) device = split_device_options(tree, error);
     d->options = device ? qapi_decode(&qapi_type_DriveOptions, source, device, error) : NULL;
-    if (!d->options || !spell_cache(tree, error))
+    if (!d->options || !spell_cache(d, tree, error))
         return NULL;
     if (d->options->media == DRIVE_MEDIA_CDROM && !tree_is_empty(tree))
         set_default(tree, "read-only", "on");
@@ -208,5 +207,7 @@ bool drive_co_apply(Daemon *daemon, void *opaque, GError **error)
     bool read_only = node ? node->flags.read_only : removable;
     Device *device = device_co_new(daemon->graph, d->options->id, node, read_only, removable, error);
     node_co_unref(node);
+    if (device)
+        device->port->writethrough = d->writethrough;
     return device != NULL;
 }

@@ -177,6 +177,7 @@ static void io_co_run(HmpIo *io, char **words)
             return;
         }
         io->on->port->throttle = io->device ? &io->device->throttle : NULL;
+        io->on->port->writethrough = io->device && io->device->port->writethrough;
     }
     io->command->co_run(io);
 }

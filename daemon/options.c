@@ -32,7 +32,7 @@ const OptionWord option_words[] = {
         .free_value = drive_free,
         .co_apply = drive_co_apply,
         .value_help = "id=ID[,file=PATH][,format=FORMAT][,node-name=NAME][,backing.node-name=NAME]\n"
-                      "[,cache=none|writeback|unsafe][,aio=io_uring|threads|native]\n"
+                      "[,cache=none|writeback|writethrough|directsync|unsafe][,aio=io_uring|threads|native]\n"
                       "[,read-only=on|off][,media=disk|cdrom][,discard=…][,detect-zeroes=…]\n"
                       "[,copy-on-read=on|off][,KEY=VALUE…]",
         .help = "Adds a named device with its tree of nodes, as QEMU's -drive if=none does. Without\n"

@@ -103,7 +103,6 @@ bool export_co_add(ExportList *list, const BlockExportOptions *options, GError *
     exp->list = list;
     exp->id = g_strdup(options->id);
     exp->writable = options->writable;
-    exp->writethrough = options->writethrough;
     exp->refs = 1;
     /* The id is taken from now on, also while this waits. */
     g_queue_push_head(&list->exports, exp);
@@ -113,6 +112,7 @@ bool export_co_add(ExportList *list, const BlockExportOptions *options, GError *
         goto fail;
     exp->port->count_stats = true;
     exp->port->writable = options->writable;
+    exp->port->writethrough = options->writethrough;
     if (!type->co_create(exp, options, error))
         goto fail;
     exp->ready = exp->user_owned = true;

@@ -36,7 +36,7 @@ struct Export {
     ExportList *list;
     char *id;
     Port *port;
-    bool writable, writethrough;
+    bool writable;
     bool ready;         /* completely made */
     bool user_owned;    /* the user's reference has not been dropped */
     bool shutting_down; /* no new users */

@@ -50,7 +50,7 @@ static Port *req_port(const NbdReq *req)
 
 static ReqFlags write_flags(const NbdReq *req)
 {
-    return (req->flags & NBD_CMD_FLAG_FUA) || req->client->exp->base.writethrough ? REQ_FUA : 0;
+    return req->flags & NBD_CMD_FLAG_FUA ? REQ_FUA : 0;
 }
 
 /* ---- reads ------------------------------------------------------------------------------------------------------ */

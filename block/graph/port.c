@@ -201,8 +201,14 @@ int port_co_preadv(Port *port, uint64_t offset, uint64_t bytes, const IoVec *vec
     PORT_REQUEST(STAT_READ, offset, bytes, false, child_co_preadv(port->child, offset, bytes, vec, 0, flags));
 }
 
+static ReqFlags write_flags(const Port *port, ReqFlags flags)
+{
+    return port->writethrough ? flags | REQ_FUA : flags;
+}
+
 int port_co_pwritev(Port *port, uint64_t offset, uint64_t bytes, const IoVec *vec, ReqFlags flags)
 {
+    flags = write_flags(port, flags);
     PORT_REQUEST(STAT_WRITE, offset, bytes, true, child_co_pwritev(port->child, offset, bytes, vec, 0, flags));
 }
 
@@ -213,17 +219,27 @@ int port_co_pread(Port *port, uint64_t offset, uint64_t bytes, void *buf, ReqFla
 
 int port_co_pwrite(Port *port, uint64_t offset, uint64_t bytes, const void *buf, ReqFlags flags)
 {
+    flags = write_flags(port, flags);
     PORT_REQUEST(STAT_WRITE, offset, bytes, true, child_co_pwrite(port->child, offset, bytes, buf, flags));
 }
 
 int port_co_pwrite_zeroes(Port *port, uint64_t offset, uint64_t bytes, ReqFlags flags)
 {
+    flags = write_flags(port, flags);
     PORT_REQUEST(STAT_ZERO, offset, bytes, true, child_co_pwrite_zeroes(port->child, offset, bytes, flags));
+}
+
+/* Discards know no FUA. */
+static int discard_co_through(Port *port, uint64_t offset, uint64_t bytes)
+{
+    int ret = child_co_pdiscard(port->child, offset, bytes);
+
+    return ret == 0 && port->writethrough ? child_co_flush(port->child) : ret;
 }
 
 int port_co_pdiscard(Port *port, uint64_t offset, uint64_t bytes)
 {
-    PORT_REQUEST(STAT_UNMAP, offset, bytes, true, child_co_pdiscard(port->child, offset, bytes));
+    PORT_REQUEST(STAT_UNMAP, offset, bytes, true, discard_co_through(port, offset, bytes));
 }
 
 int port_co_flush(Port *port)

@@ -27,6 +27,7 @@ struct Port {
     bool queue_while_drained; /* default true */
     bool count_stats;         /* client traffic */
     ThrottleMember *throttle; /* a device's, whose limits hold for the requests; borrowed, NULL: none */
+    bool writethrough;        /* what a request changes is durable when it completes; default false */
     bool writable;            /* requests that write are let through (devices and exports: the client's view) */
 
     /* port.c only */

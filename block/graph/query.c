@@ -132,8 +132,10 @@ BlockInfoList *graph_co_query_block(Graph *graph, GError **error)
         info->has_tray_open = device->removable;
         info->has_io_status = true;
         info->inserted = node ? device_info(node, false) : NULL;
-        if (info->inserted)
+        if (info->inserted) {
             show_limits(&device->throttle, info->inserted);
+            info->inserted->cache->writeback = !device->port->writethrough;
+        }
         QAPI_LIST_ADD(list, info);
     }
     return list;

@@ -207,6 +207,12 @@ static void flush_co_entry(void *opaque)
     assert_log(node, "w0+1 f");
     assert_int_equal(port_co_pwrite(port, 0, 1, &byte, REQ_FUA), 0);
     assert_log(node, "w0+1 f"); /* FUA by flush where the driver has none */
+    port->writethrough = true;
+    assert_int_equal(port_co_pwrite(port, 0, 1, &byte, 0), 0);
+    assert_log(node, "w0+1 f");
+    assert_int_equal(port_co_pwrite_zeroes(port, 0, 512, 0), 0);
+    assert_log(node, "z0+512 f");
+    port->writethrough = false;
     node->supported_write_flags = REQ_FUA;
     top->supported_write_flags = 0;
     fake_of(node)->fail_flush = EIO;

@@ -416,14 +416,45 @@ class Drives(sd.Case):
 
     def test_caches(self):
         image = sd.create_image(self.path('a.raw'), 'raw', 1 << 20)
-        for word, direct, no_flush in (('none', True, False), ('writeback', False, False), ('unsafe', False, True)):
+        for word, writeback, direct, no_flush in (
+                ('none', True, True, False), ('writeback', True, False, False), ('unsafe', True, False, True),
+                ('writethrough', False, False, False), ('directsync', False, True, False)):
             d = self.daemon('--drive', f'id=drive0,file={image},format=raw,cache={word}')
-            self.assertSubset({'direct': direct, 'no-flush': no_flush}, self.device(d)['inserted']['cache'])
+            self.assertEqual({'writeback': writeback, 'direct': direct, 'no-flush': no_flush},
+                             self.device(d)['inserted']['cache'])
             d.shutdown()
-        for word in ('writethrough', 'directsync', 'x'):
-            p = daemon('--drive', f'id=drive0,file={image},format=raw,cache={word}')
-            self.assertEqual(p.returncode, 1)
-            self.assertIn(word, p.stderr)
+        p = daemon('--drive', f'id=drive0,file={image},format=raw,cache=x')
+        self.assertEqual(p.returncode, 1)
+        self.assertIn("Parameter 'cache' does not accept value 'x'", p.stderr)
+
+    def test_writethrough(self):
+        """A write through the device is over when the disk has it: here the disk fails to."""
+        image = sd.create_image(self.path('a.qcow2'), 'qcow2', 1 << 20)
+        for word, durable in (('writeback', False), ('writethrough', True), ('directsync', True)):
+            d = self.daemon('--drive', f'id=drive0,node-name=top,format=qcow2,cache={word},'
+                            f'file.driver=blkdebug,file.image.driver=file,file.image.filename={image},'
+                            'file.inject-error.0.event=flush_to_disk,file.inject-error.0.errno=5')
+            self.assertEqual(d.cmd('query-named-block-nodes')[0]['cache']['writeback'], True)  # nodes are all the same
+            d.cmd('human-monitor-command', command_line='qemu-io drive0 "write 0 4k"')
+            self.assertEqual('write failed: Input/output error' in d.stdout(), durable, d.stdout())
+            self.assertIn('writethrough' if durable else 'writeback',
+                          d.cmd('human-monitor-command', command_line='info block'))
+            d.kill()
+
+    def test_writethrough_export(self):
+        import nbd
+        image = sd.create_image(self.path('a.qcow2'), 'qcow2', 1 << 20)
+        d = self.daemon('--blockdev', 'qcow2,node-name=top,file.driver=blkdebug,file.image.driver=file,'
+                        f'file.image.filename={image},'
+                        'file.inject-error.0.event=flush_to_disk,file.inject-error.0.errno=5')
+        for name, durable in (('back', False), ('through', True)):
+            with sd.nbd_connect(d.export('top', name, writable=True, writethrough=durable)) as h:
+                if durable:
+                    with self.assertRaisesRegex(nbd.Error, 'Input/output error'):
+                        h.pwrite(b'x' * 512, 0)
+                else:
+                    h.pwrite(b'x' * 512, 0)
+        d.kill()
 
     def test_probed(self):
         qcow2 = sd.create_image(self.path('a.qcow2'), 'qcow2', 1 << 20)
