@@ -114,12 +114,13 @@ void job_co_txn_abort(Job *job)
     }
     while ((other = g_queue_peek_head(&txn->jobs))) {
         job_ref(other);
-        if (!other->started)
-            other->run_over = true;
-        while (!other->run_over)
+        /* One that has not been started yet will be, and then end at once; or it is discarded. */
+        while (!other->run_over && other->txn)
             coqueue_co_wait(&other->changed, NULL);
-        settle_result(other);
-        job_co_finalize_single(other);
+        if (other->txn) {
+            settle_result(other);
+            job_co_finalize_single(other);
+        }
         job_unref(other);
     }
     job_txn_unref(txn);

@@ -235,14 +235,13 @@ void job_cancel_async(Job *job, bool force)
     job_kick(job);
 }
 
-/* The rest of a cancellation: what has nothing left to run is concluded here. */
+/* The rest of a cancellation: what has nothing left to run is concluded here. A job that has not been started is still
+ * in the hands of whoever makes it: it ends as soon as it is started. */
 static void job_co_cancel(Job *job, bool force)
 {
     job_ref(job);
     job_cancel_async(job, force);
-    if (!job->started)
-        job_co_run_over(job, -ECANCELED, NULL);
-    else if (job->run_over && job->force_cancel && !job_txn_finalizing(job))
+    if (job->run_over && job->force_cancel && !job_txn_finalizing(job))
         job_co_txn_abort(job);
     job_unref(job);
 }

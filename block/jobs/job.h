@@ -65,7 +65,11 @@ bool job_user_paused(const Job *job);
 JobTxn *job_txn_new(void);
 void job_txn_unref(JobTxn *txn); /* takes NULL */
 
-/* Starts a job that a constructor (mirror.h, backup.h) returned: its coroutine runs until it first waits. */
+/*
+ * Starts a job that a constructor (mirror.h, backup.h) returned: its coroutine runs until it first waits. Until then
+ * the job is its maker's, who must start or discard it: a client that cancels it, or a job of its transaction that
+ * fails, only marks it, and it ends as soon as it is started.
+ */
 void job_start(Job *job);
 /* Undoes a job that was made and never started, with what its constructor did to the graph. */
 void job_co_discard(Job *job);
