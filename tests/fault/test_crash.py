@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import shutil
 import threading
 import time
 
@@ -88,6 +89,10 @@ class Crash(sd.Case):
         """It says that it was not closed; opening it for writing makes it an image that was."""
         for path, allowed in self.kill_and_open('qed', (0.05, 0.17, 0.32)):
             self.assertEqual(2, self.features(path))
+            theirs = shutil.copy(path, self.path('theirs.qed'))
+            sd.qemu_io(theirs, 'write -P 7 0 4k', fmt='qed')  # QEMU repairs as well
+            self.assertEqual(0, self.features(theirs))
+            self.assertOpens(theirs, 'qed')
             d = self.daemon('--blockdev', f'qed,node-name=q,read-only=on,file.driver=file,file.filename={path}')
             d.shutdown()
             self.assertEqual(2, self.features(path))  # not for readers

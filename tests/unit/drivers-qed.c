@@ -156,6 +156,43 @@ static void geometry_co_body(void)
 }
 CO_TEST(geometry)
 
+/* Every size with every other that qemu-img opens: what one of us writes, the other reads, and adds to. */
+static void pairs_co_body(void)
+{
+    static const unsigned clusters[] = {4, 8, 32, 128, 512, 2048}, tables[] = {2, 4, 8, 16};
+    g_autofree uint8_t *buf = g_malloc(300 * KIB);
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(clusters) * G_N_ELEMENTS(tables); i++) {
+        unsigned cluster = clusters[i % G_N_ELEMENTS(clusters)], table = tables[i / G_N_ELEMENTS(clusters)];
+        if (cluster == 2048 && table > 4)
+            continue;
+        shell_must(1,
+                   "rm -f image; qemu-img create -f qed -o cluster_size=%uk,table_size=%u image 60M &&"
+                   "qemu-io -f qed -c 'write -P 1 1000000 300000' -c 'write -z 8M 4M' image",
+                   cluster, table);
+        Node *node = image_co_open("");
+        Port *port = must_co_port(node, true);
+        assert_int_equal(byte_co_at(port, 999999), 0);
+        assert_int_equal(byte_co_at(port, 1299999), 1);
+        memset(buf, 2, 300 * KIB);
+        assert_int_equal(port_co_pwrite(port, 1200000, 300 * KIB, buf, 0), 0);
+        assert_int_equal(port_co_pwrite(port, 9 * MIB, 5000, buf, 0), 0);
+        assert_int_equal(port_co_pwrite(port, 60 * MIB - 5000, 5000, buf, 0), 0);
+        close_co_image(node, port);
+        shell_must(1, "qemu-img check -f qed image && qemu-io -f qed -c 'read -P 1 1000000 200000' "
+                      "-c 'read -P 2 1200000 300k' -c 'read -P 0 1507200 6M' -c 'read -P 2 9M 5000' "
+                      "-c 'read -P 0 10M 40M' -c 'read -P 2 62909560 5000' -c 'write -P 3 30M 1M' image >out"
+                      " && ! grep -q failed out");
+        node = image_co_open("");
+        port = must_co_port(node, false);
+        assert_int_equal(byte_co_at(port, 30 * MIB), 3);
+        assert_int_equal(byte_co_at(port, 31 * MIB - 1), 3);
+        assert_int_equal(byte_co_at(port, 31 * MIB), 0);
+        close_co_image(node, port);
+    }
+}
+CO_TEST(pairs)
+
 static void backing_co_body(void)
 {
     Node *node;
@@ -304,6 +341,27 @@ static void repair_co_body(void)
     shell_must(1 << 3, "qemu-img check -f qed image");
 }
 CO_TEST(repair)
+
+/* Somebody else's crash. */
+static void killed_co_body(void)
+{
+    Node *node;
+    Port *port;
+
+    shell_must(1, "qemu-img create -f qed image 4M");
+    shell_must(
+        1, "qemu-io -f qed -c 'write -P 5 1M 100k' -c 'flush' -c 'write -P 6 2M 64k' -c 'sigraise 9' image || true");
+    assert_int_equal(peek(FEATURES), 2);
+    node = image_co_open("");
+    assert_int_equal(peek(FEATURES), 0);
+    port = must_co_port(node, true);
+    assert_int_equal(byte_co_at(port, MIB), 5);
+    assert_int_equal(byte_co_at(port, MIB + 100 * KIB - 1), 5);
+    assert_int_equal(byte_co_at(port, MIB + 100 * KIB), 0);
+    close_co_image(node, port);
+    shell_must(1, "qemu-img check -f qed image");
+}
+CO_TEST(killed)
 
 /* What is in use twice cannot be repaired. */
 static void twice_co_body(void)
@@ -519,9 +577,10 @@ CO_TEST(full)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(headers), cmocka_unit_test(geometry), cmocka_unit_test(backing), cmocka_unit_test(flag),
-        cmocka_unit_test(repair),  cmocka_unit_test(twice),    cmocka_unit_test(damage),  cmocka_unit_test(zeroes),
-        cmocka_unit_test(resize),  cmocka_unit_test(create),   cmocka_unit_test(full),
+        cmocka_unit_test(headers), cmocka_unit_test(geometry), cmocka_unit_test(pairs),  cmocka_unit_test(backing),
+        cmocka_unit_test(flag),    cmocka_unit_test(repair),   cmocka_unit_test(killed), cmocka_unit_test(twice),
+        cmocka_unit_test(damage),  cmocka_unit_test(zeroes),   cmocka_unit_test(resize), cmocka_unit_test(create),
+        cmocka_unit_test(full),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
