@@ -22,7 +22,7 @@ class ChainCase(JobCase):
     def options(self, i):
         o = {'driver': self.fmts[i], 'node-name': f'n{i}', 'file': {
             'driver': 'file', 'node-name': f'f{i}', 'filename': self.image(i)}}
-        if self.fmts[i] == 'qcow2':
+        if self.fmts[i] != 'raw':
             o['backing'] = self.options(i - 1) if i else None
         return o
 
@@ -41,7 +41,7 @@ class ChainCase(JobCase):
         """Node names from @top down."""
         names = []
         infos = {n['node-name']: n for n in d.cmd('query-named-block-nodes')}
-        by_file = {n['image']['filename']: name for name, n in infos.items() if n['drv'] in ('qcow2', 'raw')}
+        by_file = {n['image']['filename']: name for name, n in infos.items() if n['drv'] in ('qcow2', 'qed', 'raw')}
         info = infos.get(top)
         while info:
             names.append(info['node-name'])

@@ -45,6 +45,30 @@ class Below(ChainCase):
                           sd.image_info(self.image(2)))
         self.assertImage(2)
 
+    def test_qed(self):
+        """Names come and go in qed headers as well; only raw is named as a format there."""
+        d = self.start(5, fmts=['raw', 'qed', 'qed', 'qed', 'qed'])
+        for top, base in ((3, 2), (2, 1)):
+            self.run_job(d, 'block-commit', device='n4', top_node=f'n{top}', base_node=f'n{base}')
+            self.assertEqual(self.image(base), self.backing(4))
+        self.run_job(d, 'block-commit', device='n4', top_node='n1')
+        self.assertSubset({'backing-filename': self.image(0), 'backing-filename-format': 'raw'},
+                          sd.image_info(self.image(4)))
+        self.run_job(d, 'block-stream', device='n4')
+        self.assertIsNone(self.backing(4))
+        d.cmd('blockdev-snapshot-sync', node_name='n4', snapshot_file=self.path('top.img'), snapshot_node_name='top',
+              format='qed')
+        with sd.nbd_connect(self.uri) as h:
+            h.pwrite(b'\x66' * 512, 0)
+        d.cmd('block-commit', job_id='j', device='top')
+        d.complete('j')
+        self.wait_gone(d, 'j')
+        d.shutdown()
+        with open(self.path('want'), 'r+b') as f:
+            f.write(b'\x66' * 512)
+        self.assertImage(4, 'qed')
+        sd.check_image(self.image(4), 'qed')
+
     def test_by_file_name(self):
         d = self.start()
         self.run_job(d, 'block-commit', device='n3', top=self.image(2), base=self.image(0))

@@ -134,6 +134,9 @@ int qed_co_pwrite_zeroes(Node *node, uint64_t offset, uint64_t bytes, ReqFlags f
 int qed_co_block_status(Node *node, bool want_zero, uint64_t offset, uint64_t bytes, BlockStatus *ret);
 bool qed_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode prealloc, ReqFlags flags, GError **error);
 
+/* rebase.c: the driver's co_change_backing. */
+bool qed_co_change_backing(Node *node, const char *file, const char *format, GError **error);
+
 /* create.c */
 bool qed_co_create(Graph *graph, const char *filename, Port *file, const CreateOptions *options, GError **error);
 
