@@ -27,6 +27,16 @@ char *socket_addr_str(const SocketAddr *addr)
     g_assert_not_reached();
 }
 
+/* getaddrinfo(3) takes any number, negative ones too, and keeps its low 16 bits. */
+static bool port_valid(const char *port)
+{
+    guint64 number;
+
+    if (!g_ascii_isalnum(*port))
+        return false;
+    return strspn(port, "0123456789") < strlen(port) || g_ascii_string_to_unsigned(port, 10, 0, 65535, &number, NULL);
+}
+
 typedef struct Resolve {
     const char *host, *port;
     struct addrinfo hints;
@@ -61,6 +71,10 @@ struct addrinfo *socket_co_resolve(const SocketAddr *addr, bool passive, GError 
     }
     if (!addr->port || !*addr->port) {
         error_set(error, "Address '%s' has no port", r.host ? r.host : "");
+        return NULL;
+    }
+    if (!port_valid(addr->port)) {
+        error_set(error, "Invalid port '%s': neither a number up to 65535 nor the name of a service", addr->port);
         return NULL;
     }
     ret = resolve_worker(&r); /* numbers are understood without asking anybody */
