@@ -369,9 +369,9 @@ class Active(ChainCase):
             with sd.nbd_connect(self.uri) as h:
                 h.pwrite(bytes([0x60 + i]) * 65536, (4 + i) * sd.MIB)
             self.assertSubset({'ro': True}, d.node('n0'))
-            d.cmd('block-commit', job_id='j', device='over')
-            d.complete('j')
-            self.wait_gone(d, 'j')
+            d.cmd('block-commit', job_id=f'j{i}', device='over')
+            d.complete(f'j{i}')
+            self.wait_gone(d, f'j{i}')
             self.assertEqual('n0', d.cmd('query-block-exports')[0]['node-name'])
             self.assertIsNone(d.node('over'))
         d.shutdown()

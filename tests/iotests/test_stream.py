@@ -285,9 +285,9 @@ class Header(ChainCase):
         for i in range(30):
             d.cmd('blockdev-snapshot-sync', node_name=top, snapshot_file=self.path('x.img'), snapshot_node_name='x')
             self.run_job(d, 'block-stream', device='x', base_node=top, backing_file='/' * (i * 7 % 90) + self.path(top[1:]))
-            d.cmd('block-commit', job_id='j', device='x')
-            d.complete('j')
-            self.wait_gone(d, 'j')
+            d.cmd('block-commit', job_id=f'c{i}', device='x')
+            d.complete(f'c{i}')
+            self.wait_gone(d, f'c{i}')
         self.assertWant(self.content())
         d.shutdown()
         self.assertImagesEqual(self.path('want'), self.path(f'{top}.img'), 'raw', 'qcow2')
