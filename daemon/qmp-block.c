@@ -19,12 +19,23 @@ bool qmp_co_blockdev_add(QmpContext *ctx, const BlockdevOptions *arg, GError **e
     return true;
 }
 
+/* Has it a parent outside the graph: a device, an export, a job? */
+static bool has_user(const Node *node)
+{
+    for (GList *l = node->parents.head; l; l = l->next)
+        if (!((Child *)l->data)->parent)
+            return true;
+    return false;
+}
+
 bool qmp_co_blockdev_del(QmpContext *ctx, const BlockdevDelArgs *arg, GError **error)
 {
     Node *node = graph_find_node(qmp_daemon(ctx)->graph, arg->node_name);
 
     if (!node)
         return error_set(error, "Failed to find node with node-name='%s'", arg->node_name);
+    if (has_user(node))
+        return error_set(error, "Node %s is in use", node->name);
     if (!job_list_check_node(qmp_daemon(ctx)->jobs, node, error))
         return false;
     if (!node->monitor_owned)

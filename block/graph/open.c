@@ -158,6 +158,7 @@ static Child *child_co_attach(Node *parent, const char *name, Node *node, ChildR
 Child *node_co_open_child(Node *parent, const char *name, const BlockdevRef *ref, ChildRole role, GError **error)
 {
     NodeFlags defaults = child_defaults(parent, role);
+    Child *child;
     Node *node;
 
     if (ref->kind == BLOCKDEV_REF_REFERENCE) {
@@ -172,7 +173,13 @@ Child *node_co_open_child(Node *parent, const char *name, const BlockdevRef *ref
         if (!node)
             return NULL;
     }
-    return child_co_attach(parent, name, node, role, error);
+    child = child_co_attach(parent, name, node, role, error);
+    if (child && !strcmp(name, "file")) {
+        /* Queries list nodes in order of creation, and in QEMU a node comes after its file. */
+        g_queue_remove(&parent->graph->nodes, parent);
+        g_queue_push_tail(&parent->graph->nodes, parent);
+    }
+    return child;
 }
 
 /*

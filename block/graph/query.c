@@ -94,7 +94,7 @@ static BlockDeviceInfo *device_info(Node *node, bool flat)
     info->ro = !node_writable(node);
     info->drv = g_strdup(node->drv->name);
     info->backing_file = backing ? node_filename(backing) : NULL;
-    info->backing_file_depth = backing_depth(node);
+    info->backing_file_depth = flat ? 0 : backing_depth(node);
     info->detect_zeroes = node->flags.detect_zeroes;
     info->cache = g_new0(BlockdevCacheInfo, 1);
     info->cache->writeback = true;
@@ -167,28 +167,25 @@ static BlockDeviceStats *io_stats(const Node *node)
     s->failed_unmap_operations = (int64_t)i->failed[STAT_UNMAP];
     s->invalid_unmap_operations = (int64_t)i->invalid[STAT_UNMAP];
     s->wr_highest_offset = (int64_t)i->highest_write;
-    s->account_invalid = s->account_failed = true;
     s->has_idle_time_ns = i->last_access != 0;
     s->idle_time_ns = s->has_idle_time_ns ? loop_now(node->loop, LOOP_CLOCK_REAL) - i->last_access : 0;
     s->timed_stats = g_new0(BlockDeviceTimedStatsList, 1);
     return s;
 }
 
-/* @skip: show what the user built, not the filters that jobs put in between. */
-static BlockStats *node_stats(Node *node, bool skip)
+/* @device: what the user built under a device, without the filters that jobs put in between. Else a node by itself. */
+static BlockStats *node_stats(Node *node, bool device)
 {
     BlockStats *s = g_new0(BlockStats, 1);
-    Node *backing;
 
-    if (skip)
+    if (device)
         node = node_skip_implicit(node);
     s->node_name = g_strdup(node->name);
     s->stats = io_stats(node);
     if (node->file)
-        s->parent = node_stats(node->file->node, skip);
-    backing = node->backing ? node->backing->node : NULL;
-    if (backing)
-        s->backing = node_stats(backing, skip);
+        s->parent = node_stats(node->file->node, device);
+    if (device && node->backing)
+        s->backing = node_stats(node->backing->node, device);
     return s;
 }
 
@@ -196,7 +193,7 @@ BlockStatsList *graph_query_blockstats(Graph *graph, bool query_nodes)
 {
     BlockStatsList *list = g_new0(BlockStatsList, 1);
 
-    for (GList *l = query_nodes ? graph->nodes.tail : NULL; l; l = l->prev)
+    for (GList *l = query_nodes ? graph->nodes.head : NULL; l; l = l->next)
         if (!((Node *)l->data)->partial)
             QAPI_LIST_ADD(list, node_stats(l->data, false));
     for (GList *l = query_nodes ? NULL : graph->devices.head; l; l = l->next) {
@@ -205,6 +202,7 @@ BlockStatsList *graph_query_blockstats(Graph *graph, bool query_nodes)
         BlockStats *s = node ? node_stats(node, true) : g_new0(BlockStats, 1);
         if (!node)
             s->stats = io_stats(&(Node){.loop = graph->loop});
+        s->stats->account_invalid = s->stats->account_failed = true;
         s->device = g_strdup(device->id);
         s->qdev = g_strdup(device->qdev);
         QAPI_LIST_ADD(list, s);

@@ -537,6 +537,34 @@ class Queries(Graph):
         d.shutdown()
         sd.qemu_io(path, 'read -P 0x5a 131072 65536', 'read -P 0 0 131072', 'read -P 0 196608 65536', fmt='raw')
 
+    def test_order_and_depth(self):
+        """Nodes come after their files and before their backing files; query-blockstats has the oldest first."""
+        base = sd.create_image(self.path('base.qcow2'), 'qcow2', sd.MIB)
+        top = sd.create_image(self.path('top.qcow2'), 'qcow2', backing=base)
+        d = self.daemon()
+        d.cmd('blockdev-add', driver='qcow2', node_name='top',
+              file={'driver': 'file', 'node-name': 'top-file', 'filename': top},
+              backing={'driver': 'qcow2', 'node-name': 'base',
+                       'file': {'driver': 'file', 'node-name': 'base-file', 'filename': base}})
+        oldest_first = ['top-file', 'top', 'base-file', 'base']
+        nodes = d.cmd('query-named-block-nodes')
+        self.assertEqual(oldest_first[::-1], [n['node-name'] for n in nodes])
+        self.assertEqual(1, nodes[2]['backing_file_depth'])
+        self.assertEqual(0, d.cmd('query-named-block-nodes', flat=True)[2]['backing_file_depth'])
+        stats = d.cmd('query-blockstats', query_nodes=True)
+        self.assertEqual(oldest_first, [s['node-name'] for s in stats])
+        self.assertEqual('top-file', stats[1]['parent']['node-name'])
+        self.assertNotIn('backing', stats[1])
+        self.assertFalse(stats[1]['stats']['account_failed'])
+
+    def test_who_keeps_a_node(self):
+        d = self.daemon()
+        d.cmd('blockdev-add', driver='null-co', node_name='n', size=sd.MIB)
+        d.cmd('blockdev-add', driver='raw', node_name='r', file='n')
+        self.fails(d, 'Block device n is in use', 'blockdev-del', node_name='n')
+        d.export('r')
+        self.fails(d, 'Node r is in use', 'blockdev-del', node_name='r')
+
 
 @unittest.skipIf(sd.STAND_IN, 'the peer has no --drive')
 class Drives(Graph):

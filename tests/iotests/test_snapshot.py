@@ -226,7 +226,7 @@ class Overlay(SnapshotCase):
         before = digest(self.base)
         self.write(0x22, sd.MIB)
         self.assertEqual([0x11, 0x22, 0x10], [self.read(o) for o in (0, sd.MIB, 2 * sd.MIB)])
-        self.fails(self.d, 'Block device over is in use', 'blockdev-del', node_name='over')
+        self.fails(self.d, 'Node over is in use', 'blockdev-del', node_name='over')
         self.d.shutdown()
         self.assertEqual(before, digest(self.base))
         # The header is the client's business.
@@ -241,7 +241,7 @@ class Overlay(SnapshotCase):
         self.d.cmd('blockdev-add', driver='raw', node_name='view', file='over')
         self.snapshot('base', 'over')
         self.assertEqual('over', self.inserted(self.d))
-        self.fails(self.d, 'Block device over is in use', 'blockdev-del', node_name='over')
+        self.fails(self.d, 'Node over is in use', 'blockdev-del', node_name='over')
         self.d.cmd('blockdev-del', node_name='view')
 
     def test_refusals(self):
