@@ -21,7 +21,7 @@ typedef struct Cow {
     const CowOps *ops;
     Node *node;
     const CowWrite *w;
-    Child *file;
+    Child *file; /* is told of what happens (debug.h) */
     Loop *loop;
     uint64_t host;            /* where the write begins in the image: at first where the clusters do */
     uint64_t head, tail;      /* bytes to be written before and behind */
@@ -83,13 +83,13 @@ static int cow_co_load(Cow *c, bool head_zero, bool tail_zero)
     return ret;
 }
 
-/* Zero edges: none at all in fresh clusters, by write-zeroes where they are long. What is left of them (to a block
- * boundary of the file) goes with the data. */
+/* Zero edges: none at all in fresh clusters, by co_zero where they are long. What is left of them (to where a part of a
+ * cluster is best cut) goes with the data. */
 static int cow_co_trim(Cow *c)
 {
-    uint64_t align = c->file->node->limits.request_alignment;
+    uint64_t align = c->w->align, after = c->w->offset + c->w->bytes;
     uint64_t head = u64_min(c->w->offset & (align - 1), c->head);
-    uint64_t tail = u64_min(-(c->w->offset + c->w->bytes) & (align - 1), c->tail); /* clusters may be smaller */
+    uint64_t tail = u64_min(-after & (align - 1), c->tail); /* clusters may be smaller */
     int ret = 0;
 
     if (c->buf || (!c->w->fresh && c->head + c->tail <= 2 * IOV_ZEROES))
@@ -97,13 +97,15 @@ static int cow_co_trim(Cow *c)
     if (c->head > head || c->tail > tail)
         child_co_debug_event(c->file, BLKDEBUG_EVENT_CLUSTER_ALLOC_SPACE);
     if (!c->w->fresh && c->head > head)
-        ret = child_co_pwrite_zeroes(c->file, c->host, c->head - head, 0);
+        ret = c->ops->co_zero(c->node->state, c->w->start, c->host, c->head - head);
     if (!c->w->fresh && c->tail > tail && ret == 0)
-        ret = child_co_pwrite_zeroes(c->file, c->host + c->head + c->w->bytes + tail, c->tail - tail, 0);
+        ret = c->ops->co_zero(c->node->state, after + tail, c->host + c->head + c->w->bytes + tail, c->tail - tail);
+    if (ret < 0)
+        return ret == -ENOTSUP ? 0 : ret;
     c->host += c->head - head;
     c->head = head;
     c->tail = tail;
-    return ret;
+    return 0;
 }
 
 static int push_edge(const Cow *c, struct iovec *iov, uint64_t bytes, const uint8_t *content)
@@ -129,14 +131,10 @@ static int cow_co_store(Cow *c)
     IoVec all = {.size = c->head + c->w->bytes + c->tail};
     int ret;
 
-    ret = c->ops->co_before_write ? c->ops->co_before_write(c->node->state, c->host, all.size) : 0;
-    if (ret < 0)
-        return ret;
     if (c->head || c->tail)
         child_co_debug_event(c->file, BLKDEBUG_EVENT_COW_WRITE);
-    child_co_debug_event(c->file, BLKDEBUG_EVENT_WRITE_AIO);
-    if (!c->head && !c->tail)
-        return child_co_pwritev(c->file, c->host, c->w->bytes, c->w->vec, c->w->vec_offset, 0);
+    else
+        return c->ops->co_write(c->node->state, c->w->offset, c->host, c->w->bytes, c->w->vec, c->w->vec_offset);
     if (room > G_N_ELEMENTS(few))
         iov = aio_buf_get(c->loop, room_bytes);
     if (!iov)
@@ -145,7 +143,7 @@ static int cow_co_store(Cow *c)
     all.n = push_edge(c, iov, c->head, c->buf);
     all.n += iov_slice(iov + all.n, (int)room - all.n, c->w->vec->iov, c->w->vec->n, c->w->vec_offset, c->w->bytes);
     all.n += push_edge(c, iov + all.n, c->tail, c->buf ? c->buf + c->tail_at : NULL);
-    ret = child_co_pwritev(c->file, c->host, all.size, &all, 0, 0);
+    ret = c->ops->co_write(c->node->state, c->w->offset - c->head, c->host, all.size, &all, 0);
     if (iov != few)
         aio_buf_put(c->loop, iov, room_bytes);
     return ret;

@@ -125,6 +125,8 @@ static int commit_co_refcounts(Qcow2 *q, Frozen *f)
     } else if (ret < 0) {
         sectors_put_back(&f->rt, q->rt_dirty, &q->rt_n_dirty);
     }
+    if (ret == 0)
+        ret = q2_co_data_flush(q);
     return ret == 0 ? child_co_flush(q->node->file) : ret;
 }
 

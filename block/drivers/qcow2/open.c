@@ -139,7 +139,8 @@ static bool q2_co_open(Node *node, const BlockdevOptions *options, GError **erro
     Qcow2 *q = q2_of(node);
 
     q->node = node;
-    if (!node_co_open_child(node, "file", o->file, ROLE_IMAGE, error))
+    q->data = node_co_open_child(node, "file", o->file, ROLE_IMAGE, error);
+    if (!q->data)
         return false;
     if (!open_co_image(q, o, error)) {
         release(q);

@@ -19,8 +19,7 @@ int q2_co_read_packed(Qcow2 *q, uint64_t entry, uint64_t offset, uint64_t bytes,
     q2_packed_range(q, entry, &at, &size);
     packed = aio_buf_get(loop, size);
     plain = aio_buf_get(loop, q->cluster_size);
-    q2_co_event(q, BLKDEBUG_EVENT_READ_COMPRESSED);
-    ret = packed && plain ? child_co_pread(q->node->file, at, size, packed, 0) : -ENOMEM;
+    ret = packed && plain ? q2_co_packed_load(q, at, size, packed) : -ENOMEM;
     q2_data_leave(q, phase);
     if (ret == 0)
         ret = q2_co_decompress(q, packed, size, plain, q->cluster_size);
@@ -45,11 +44,7 @@ static int packed_co_store(Qcow2 *q, uint64_t gc, const uint8_t *packed, size_t 
 
     if (ret < 0)
         return ret;
-    ret = q2_co_meta_check(q, 0, at, size);
-    if (ret == 0)
-        q2_co_event(q, BLKDEBUG_EVENT_WRITE_COMPRESSED);
-    if (ret == 0)
-        ret = child_co_pwrite(q->node->file, at, size, packed, 0);
+    ret = q2_co_packed_store(q, at, size, packed);
     if (ret == 0)
         q2_co_event(q, BLKDEBUG_EVENT_L2_UPDATE_COMPRESSED);
     if (ret == 0)

@@ -267,6 +267,21 @@ void q2_l1_set(Qcow2 *q, uint64_t index, uint64_t entry);
 /* snapshot.c: enters the tables of all snapshots into the set of metadata. */
 bool q2_snapshots_co_load(Qcow2 *q, GError **error);
 
+/* ---- data.c ----------------------------------------------------------------------------------------------------- */
+
+/* Guest data in host clusters: @guest and @host are where it lies on the disk and in the file that holds it (q->data).
+ * 0 or -errno. Writes are refused, and the image marked corrupt, where they would hit metadata. */
+int q2_co_data_read(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, const IoVec *vec, size_t vec_offset);
+int q2_co_data_write(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, const IoVec *vec, size_t vec_offset);
+/* -ENOTSUP: zeroes have to be written out by q2_co_data_write(). */
+int q2_co_data_zero(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, ReqFlags flags);
+int q2_co_data_discard(Qcow2 *q, uint64_t host, uint64_t bytes);
+/* Makes what was written to another file than the image's durable. */
+int q2_co_data_flush(Qcow2 *q);
+/* The same for compressed data, which only lies in the image file. */
+int q2_co_packed_load(Qcow2 *q, uint64_t host, uint64_t bytes, void *buf);
+int q2_co_packed_store(Qcow2 *q, uint64_t host, uint64_t bytes, const void *buf);
+
 /* ---- guest I/O -------------------------------------------------------------------------------------------------- */
 
 int q2_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
@@ -307,6 +322,7 @@ bool q2_options_apply(Qcow2 *q, const BlockdevOptionsQcow2 *options, GError **er
 
 struct Qcow2 {
     Node *node;
+    Child *data; /* holds the guest's data: node->file, or the data file */
     Q2Header header;
 
     /* geometry: constant while open */
@@ -368,6 +384,12 @@ struct Qcow2 {
 static inline Qcow2 *q2_of(const Node *node)
 {
     return node->state;
+}
+
+/* Does guest data lie in a file of its own? */
+static inline bool q2_has_data_file(const Qcow2 *q)
+{
+    return q->data != q->node->file;
 }
 
 static inline uint64_t q2_in_cluster(const Qcow2 *q, uint64_t offset)

@@ -16,8 +16,7 @@ int q2_co_read_extent(void *opaque, const Extent *map, uint64_t offset, const Io
     switch (map->kind) {
     case Q2_NORMAL:
         phase = q2_data_enter(q);
-        q2_co_event(q, BLKDEBUG_EVENT_READ_AIO);
-        ret = child_co_preadv(q->node->file, map->host, map->bytes, vec, vec_offset, 0);
+        ret = q2_co_data_read(q, offset, map->host, map->bytes, vec, vec_offset);
         q2_data_leave(q, phase);
         return ret;
     case Q2_PACKED:

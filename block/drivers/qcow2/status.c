@@ -20,5 +20,10 @@ unsigned q2_status(int kind)
 
 int q2_co_block_status(Node *node, bool want_zero, uint64_t offset, uint64_t bytes, BlockStatus *ret)
 {
-    return G_UNLIKELY(q2_of(node)->corrupt) ? -EIO : extents_co_status(node, &q2_extent_ops, offset, bytes, ret);
+    Qcow2 *q = q2_of(node);
+    int r = G_UNLIKELY(q->corrupt) ? -EIO : extents_co_status(node, &q2_extent_ops, offset, bytes, ret);
+
+    if (r == 0 && (ret->flags & STATUS_OFFSET_VALID))
+        ret->file = q->data->node;
+    return r;
 }

@@ -67,13 +67,19 @@ static int cow_co_read(void *opaque, uint64_t offset, uint64_t bytes, const IoVe
     return q2_co_read(opaque, offset, bytes, vec, vec_offset);
 }
 
-static int cow_co_before_write(void *opaque, uint64_t host, uint64_t bytes)
+static int cow_co_store(void *opaque, uint64_t offset, uint64_t host, uint64_t bytes, const IoVec *vec,
+                        size_t vec_offset)
 {
-    return q2_co_meta_check(opaque, 0, host, bytes);
+    return q2_co_data_write(opaque, offset, host, bytes, vec, vec_offset);
+}
+
+static int cow_co_zero(void *opaque, uint64_t offset, uint64_t host, uint64_t bytes)
+{
+    return q2_co_data_zero(opaque, offset, host, bytes, 0);
 }
 
 static const CowOps cow_ops = {
-    .co_is_zero = cow_co_is_zero, .co_read = cow_co_read, .co_before_write = cow_co_before_write};
+    .co_is_zero = cow_co_is_zero, .co_read = cow_co_read, .co_write = cow_co_store, .co_zero = cow_co_zero};
 
 /* Writes the new data, and what belongs around it, into the new clusters of @run, from guest cluster @first on. */
 static int fill_co_run(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, uint64_t first,
@@ -88,6 +94,7 @@ static int fill_co_run(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *v
         .length = run->n << q->cluster_bits,
         .host = run->offset,
         .disk_size = q->header.size,
+        .align = q->data->node->limits.request_alignment,
         .fresh = run->fresh,
     };
 
@@ -161,14 +168,9 @@ static int write_co_new(void *opaque, uint64_t offset, uint64_t bytes, const IoV
 static int write_co_in_place(void *opaque, const Extent *map, uint64_t offset, const IoVec *vec, size_t vec_offset)
 {
     Qcow2 *q = opaque;
-    unsigned phase;
-    int ret = q2_co_meta_check(q, 0, map->host, map->bytes);
+    unsigned phase = q2_data_enter(q);
+    int ret = q2_co_data_write(q, offset, map->host, map->bytes, vec, vec_offset);
 
-    if (G_UNLIKELY(ret < 0))
-        return ret;
-    phase = q2_data_enter(q);
-    q2_co_event(q, BLKDEBUG_EVENT_WRITE_AIO);
-    ret = child_co_pwritev(q->node->file, map->host, map->bytes, vec, vec_offset, 0);
     q2_data_leave(q, phase);
     return ret;
 }

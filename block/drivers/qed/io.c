@@ -46,12 +46,18 @@ static unsigned extent_status(int kind)
 
 /* ---- writing ----------------------------------------------------------------------------------------------------- */
 
-static int extent_co_write(void *state, const Extent *map, uint64_t offset, const IoVec *vec, size_t vec_offset)
+static int data_co_write(void *state, uint64_t offset, uint64_t host, uint64_t bytes, const IoVec *vec,
+                         size_t vec_offset)
 {
     Qed *q = state;
 
     child_co_debug_event(q->node->file, BLKDEBUG_EVENT_WRITE_AIO);
-    return child_co_pwritev(q->node->file, map->host, map->bytes, vec, vec_offset, 0);
+    return child_co_pwritev(q->node->file, host, bytes, vec, vec_offset, 0);
+}
+
+static int extent_co_write(void *state, const Extent *map, uint64_t offset, const IoVec *vec, size_t vec_offset)
+{
+    return data_co_write(state, offset, map->host, map->bytes, vec, vec_offset);
 }
 
 /* Is the old content of the cluster at guest @offset known to be zero? */
@@ -68,7 +74,15 @@ static int cow_co_is_zero(void *state, uint64_t offset, bool *ret)
 
 static int cow_co_read(void *state, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset);
 
-static const CowOps cow_ops = {.co_is_zero = cow_co_is_zero, .co_read = cow_co_read};
+static int cow_co_zero(void *state, uint64_t offset, uint64_t host, uint64_t bytes)
+{
+    Qed *q = state;
+
+    return child_co_pwrite_zeroes(q->node->file, host, bytes, 0);
+}
+
+static const CowOps cow_ops = {
+    .co_is_zero = cow_co_is_zero, .co_read = cow_co_read, .co_write = data_co_write, .co_zero = cow_co_zero};
 
 /* Fills the new clusters of @run and points the entries from guest cluster @first on to them. */
 static int run_co_write(Qed *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, uint64_t first,
@@ -83,6 +97,7 @@ static int run_co_write(Qed *q, uint64_t offset, uint64_t bytes, const IoVec *ve
         .length = run->n << q->cluster_bits,
         .host = run->offset,
         .disk_size = q->header.image_size,
+        .align = q->node->file->node->limits.request_alignment,
         .fresh = run->fresh,
     };
     CacheTable *slice;
