@@ -71,7 +71,8 @@ static bool check_table(const Q2Header *h, const char *field, uint64_t offset, u
 static bool check_sizes(const Q2Header *h, GError **error)
 {
     uint64_t cluster = UINT64_C(1) << h->cluster_bits;
-    unsigned l1_cover = h->cluster_bits - 3 + h->cluster_bits; /* log2 of the bytes of one L1 entry */
+    unsigned l1_cover =
+        h->cluster_bits - ilog2(q2_header_l2_entry_bytes(h)) + h->cluster_bits; /* log2 of the bytes of one L1 entry */
 
     if (h->refcount_order > 6)
         return error_set(error,

@@ -57,7 +57,7 @@ static inline uint64_t l1_index(const Qcow2 *q, uint64_t gc)
 
 static inline uint64_t slice_offset(const Qcow2 *q, uint64_t gc)
 {
-    return align_down(gc & ((UINT64_C(1) << q->l2_bits) - 1), UINT64_C(1) << q->slice_bits) * 8;
+    return align_down(gc & ((UINT64_C(1) << q->l2_bits) - 1), UINT64_C(1) << q->slice_bits) * q->l2_entry_bytes;
 }
 
 static inline unsigned slice_index(const Qcow2 *q, uint64_t gc)
@@ -111,7 +111,7 @@ static unsigned run_length(const Qcow2 *q, const uint8_t *data, unsigned i, unsi
     if (kind == Q2_PACKED)
         return 1;
     for (; n < max; n++) {
-        uint64_t entry = load_be64(data + (size_t)(i + n) * 8);
+        uint64_t entry = q2_l2_entry(q, data, i + n);
         if (hosted ? entry != first + ((uint64_t)n << q->cluster_bits) : q2_entry_kind(q, entry) != kind)
             break;
     }
@@ -133,7 +133,7 @@ int q2_co_map(Qcow2 *q, uint64_t offset, uint64_t bytes, Extent *ret)
         *ret = (Extent){.kind = Q2_UNALLOCATED, .bytes = u64_min(bytes, reach)};
         return 0;
     }
-    entry = load_be64(table->data + (size_t)i * 8);
+    entry = q2_l2_entry(q, table->data, i);
     *ret = (Extent){.kind = q2_entry_kind(q, entry)};
     if (ret->kind == Q2_NORMAL || ret->kind == Q2_ZERO_ALLOC) {
         uint64_t host = entry & Q2_OFFSET_MASK;

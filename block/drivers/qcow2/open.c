@@ -36,7 +36,8 @@ static void set_geometry(Qcow2 *q)
 {
     q->cluster_bits = q->header.cluster_bits;
     q->cluster_size = UINT64_C(1) << q->cluster_bits;
-    q->l2_bits = q->cluster_bits - 3;
+    q->l2_entry_bytes = q2_header_l2_entry_bytes(&q->header);
+    q->l2_bits = q->cluster_bits - ilog2(q->l2_entry_bytes);
     q->rb_bits = q->cluster_bits + 3 - q->header.refcount_order;
     q->csize_shift = 62 - (q->cluster_bits - 8);
     q->csize_mask = (UINT64_C(1) << (q->cluster_bits - 8)) - 1;

@@ -14,7 +14,7 @@
 /* Bytes of memory for L2 slices that all of the disk needs. */
 static uint64_t l2_need(const Qcow2 *q)
 {
-    uint64_t entries = div_round_up(q->header.size, q->cluster_size), per_slice = q->l2_slice_size / 8;
+    uint64_t entries = div_round_up(q->header.size, q->cluster_size), per_slice = q->l2_slice_size / q->l2_entry_bytes;
 
     return div_round_up(entries, per_slice) * q->l2_slice_size;
 }
@@ -38,7 +38,7 @@ static bool apply_caches(Qcow2 *q, const BlockdevOptionsQcow2 *o, GError **error
             "L2 cache entry size must be a power of two between 512 and the cluster size (%" G_GUINT64_FORMAT ")",
             q->cluster_size);
     q->l2_slice_size = (uint32_t)slice;
-    q->slice_bits = ilog2((uint64_t)slice) - 3;
+    q->slice_bits = ilog2((uint64_t)slice) - ilog2(q->l2_entry_bytes);
     if (!check_size("cache-size", o->has_cache_size, o->cache_size, error) ||
         !check_size("l2-cache-size", o->has_l2_cache_size, o->l2_cache_size, error) ||
         !check_size("refcount-cache-size", o->has_refcount_cache_size, o->refcount_cache_size, error))

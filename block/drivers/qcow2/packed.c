@@ -57,9 +57,9 @@ static int packed_co_store(Qcow2 *q, uint64_t gc, const uint8_t *packed, size_t 
         q2_co_unref(q, at, size, Q2_FREE_NEVER);
         return ret;
     }
-    q2_free_entry_later(q, load_be64(data + (size_t)i * 8), Q2_FREE_OTHER);
+    q2_free_entry_later(q, q2_l2_entry(q, data, i), Q2_FREE_OTHER);
     sectors = (at + size - 1) / 512 - at / 512;
-    store_be64(data + (size_t)i * 8, at | Q2_COMPRESSED | sectors << q->csize_shift);
+    q2_l2_set(q, data, i, at | Q2_COMPRESSED | sectors << q->csize_shift, 0);
     return 0;
 }
 

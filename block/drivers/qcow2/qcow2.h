@@ -104,6 +104,11 @@ typedef struct Q2Header {
 /* Parses the first @len bytes of an image (at least the first cluster, or all there is). Refuses with an error that
  * names field, value and limit what cannot be opened at all; nothing outside @buf is read. */
 bool q2_header_parse(Q2Header *header, const uint8_t *buf, size_t len, GError **error);
+/* Bytes of an L2 entry: 8, or 16 where the header says that each has a bitmap of subclusters beside it. */
+static inline unsigned q2_header_l2_entry_bytes(const Q2Header *header)
+{
+    return header->incompat & Q2_INCOMPAT_EXTL2 ? 16 : 8;
+}
 void q2_header_free(Q2Header *header); /* what it points to */
 /* Checks that need to know how the image is to be used. */
 bool q2_header_check_use(const Q2Header *header, bool writable, GError **error);
@@ -251,6 +256,11 @@ extern const TableCacheOps q2_l2_ops, q2_refblock_ops;
 typedef enum Q2Kind { Q2_UNALLOCATED, Q2_NORMAL, Q2_ZERO_PLAIN, Q2_ZERO_ALLOC, Q2_PACKED } Q2Kind;
 
 static inline Q2Kind q2_entry_kind(const Qcow2 *q, uint64_t entry);
+/* Entry @i of @table, an L2 table or a slice of one as it is in the image; the bitmap of its subclusters beside it, 0
+ * where entries have none; and setting both. */
+static inline uint64_t q2_l2_entry(const Qcow2 *q, const uint8_t *table, uint64_t i);
+static inline uint64_t q2_l2_bitmap(const Qcow2 *q, const uint8_t *table, uint64_t i);
+static inline void q2_l2_set(const Qcow2 *q, uint8_t *table, uint64_t i, uint64_t entry, uint64_t bitmap);
 /* Looks [@offset, @offset + @bytes) up, as far as it is alike within one L2 slice. */
 int q2_co_map(Qcow2 *q, uint64_t offset, uint64_t bytes, Extent *ret);
 /* The same and more, for requests. */
@@ -327,6 +337,7 @@ struct Qcow2 {
 
     /* geometry: constant while open */
     unsigned cluster_bits, l2_bits, slice_bits; /* l2_bits: entries of an L2 table; slice_bits: of a slice */
+    unsigned l2_entry_bytes;                    /* 8, or 16: with a bitmap of subclusters */
     unsigned rb_bits;                           /* entries of a refcount block */
     uint64_t cluster_size;
     unsigned csize_shift; /* of compressed entries */
@@ -407,6 +418,23 @@ static inline void q2_data_leave(Qcow2 *q, unsigned phase)
 {
     if (--q->in_data[phase] == 0 && G_UNLIKELY(!coqueue_empty(&q->phase_waiters)))
         coqueue_wake_all(&q->phase_waiters);
+}
+
+static inline uint64_t q2_l2_entry(const Qcow2 *q, const uint8_t *table, uint64_t i)
+{
+    return load_be64(table + i * q->l2_entry_bytes);
+}
+
+static inline uint64_t q2_l2_bitmap(const Qcow2 *q, const uint8_t *table, uint64_t i)
+{
+    return q->l2_entry_bytes == 8 ? 0 : load_be64(table + i * q->l2_entry_bytes + 8);
+}
+
+static inline void q2_l2_set(const Qcow2 *q, uint8_t *table, uint64_t i, uint64_t entry, uint64_t bitmap)
+{
+    store_be64(table + i * q->l2_entry_bytes, entry);
+    if (q->l2_entry_bytes != 8)
+        store_be64(table + i * q->l2_entry_bytes + 8, bitmap);
 }
 
 static inline Q2Kind q2_entry_kind(const Qcow2 *q, uint64_t entry)

@@ -29,17 +29,18 @@ static bool is_bad(const Qcow2 *q, uint64_t entry)
     return !(entry & Q2_COMPRESSED) && !is_aligned(entry & Q2_OFFSET_MASK, q->cluster_size);
 }
 
-/* How many of the @max entries at @data can be written as one run that needs L2 changes; 0: the first needs none. */
-static uint64_t new_run(Qcow2 *q, const uint8_t *data, uint64_t first, uint64_t max, bool *ret_reuse)
+/* How many of the @max entries of @slice from @i on can be written as one run that needs L2 changes; 0: the first needs
+ * none. */
+static uint64_t new_run(Qcow2 *q, const uint8_t *slice, unsigned i, uint64_t first, uint64_t max, bool *ret_reuse)
 {
-    uint64_t entry = load_be64(data), n = 1;
+    uint64_t entry = q2_l2_entry(q, slice, i), n = 1;
     bool reuse = is_reusable(q, entry);
 
     if (is_in_place(q, entry) || is_bad(q, entry))
         return 0;
     max = claim_room(q->claims, first, max);
     for (; n < max; n++) {
-        uint64_t next = load_be64(data + n * 8);
+        uint64_t next = q2_l2_entry(q, slice, i + n);
         if (is_bad(q, next))
             break;
         if (reuse ? next != entry + (n << q->cluster_bits) : is_in_place(q, next) || is_reusable(q, next))
@@ -115,10 +116,9 @@ static int link_co_run(Qcow2 *q, uint64_t first, const Q2Run *run, bool reuse)
     if (!data)
         return -ENOMEM;
     for (uint64_t k = 0; k < run->n; k++) {
-        uint8_t *entry = data + (i + k) * 8;
         if (!reuse)
-            q2_free_entry_later(q, load_be64(entry), Q2_FREE_OTHER);
-        store_be64(entry, (run->offset + (k << q->cluster_bits)) | Q2_COPIED);
+            q2_free_entry_later(q, q2_l2_entry(q, data, i + k), Q2_FREE_OTHER);
+        q2_l2_set(q, data, i + k, (run->offset + (k << q->cluster_bits)) | Q2_COPIED, 0);
     }
     return 0;
 }
@@ -145,10 +145,10 @@ static int write_co_new(void *opaque, uint64_t offset, uint64_t bytes, const IoV
     }
     want = ((offset + bytes - 1) >> q->cluster_bits) - first + 1;
     want = u64_min(want, (1u << q->slice_bits) - i);
-    n = new_run(q, table->data + (size_t)i * 8, first, want, &reuse);
+    n = new_run(q, table->data, i, first, want, &reuse);
     if (!n)
         return 0;
-    run = (Q2Run){.offset = load_be64(table->data + (size_t)i * 8) & Q2_OFFSET_MASK, .n = n};
+    run = (Q2Run){.offset = q2_l2_entry(q, table->data, i) & Q2_OFFSET_MASK, .n = n};
     claim_begin(&q->claims, &claim, first, n);
     if (!reuse)
         ret = q2_co_alloc(q, n, false, &run);

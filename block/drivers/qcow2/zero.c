@@ -52,24 +52,24 @@ static int zero_co_slice(Qcow2 *q, uint64_t gc, uint64_t n, Why why, uint64_t *d
     } while (other);
 
     for (uint64_t k = 0; k < n; k++)
-        if (fate_of(q, load_be64(table->data + (i + k) * 8), gc + k, why) == FATE_CANNOT)
+        if (fate_of(q, q2_l2_entry(q, table->data, i + k), gc + k, why) == FATE_CANNOT)
             return -ENOTSUP;
     data = table_cache_modify(&q->l2, table);
     if (!data)
         return -ENOMEM;
     for (uint64_t k = 0; k < n; k++) {
-        uint64_t entry = load_be64(data + (i + k) * 8);
+        uint64_t entry = q2_l2_entry(q, data, i + k);
         switch (fate_of(q, entry, gc + k, why)) {
         case FATE_ZERO_ALLOC:
-            store_be64(data + (i + k) * 8, entry | Q2_ZERO);
+            q2_l2_set(q, data, i + k, entry | Q2_ZERO, 0);
             break;
         case FATE_PLAIN_ZERO:
             q2_free_entry_later(q, entry, Q2_FREE_REQUEST);
-            store_be64(data + (i + k) * 8, Q2_ZERO);
+            q2_l2_set(q, data, i + k, Q2_ZERO, 0);
             break;
         case FATE_NOTHING:
             q2_free_entry_later(q, entry, Q2_FREE_REQUEST);
-            store_be64(data + (i + k) * 8, 0);
+            q2_l2_set(q, data, i + k, 0, 0);
             break;
         default:
             break;
