@@ -54,12 +54,12 @@ static void deadline_end(Deadline *d)
 
 static bool alive(struct nbd_handle *h)
 {
-    return !nbd_aio_is_dead(h) && !nbd_aio_is_closed(h);
+    return !libnbd.aio_is_dead(h) && !libnbd.aio_is_closed(h);
 }
 
 static short wanted_events(struct nbd_handle *h)
 {
-    unsigned dir = nbd_aio_get_direction(h);
+    unsigned dir = libnbd.aio_get_direction(h);
     return (short)((dir & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) | (dir & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0));
 }
 
@@ -75,7 +75,7 @@ static void read_replies(NbdState *s, struct nbd_handle *h)
 
     do {
         before = s->completions;
-        nbd_aio_notify_read(h); /* failure shows in alive() */
+        libnbd.aio_notify_read(h); /* failure shows in alive() */
     } while (s->completions != before && s->outstanding && ++steps < STEPS_MAX && wanted_events(h) == POLLIN);
 }
 
@@ -87,12 +87,12 @@ static int step_co_wait(NbdState *s, struct nbd_handle *h)
     s->polling = wanted_events(h);
     if (!s->polling)
         return -EIO; /* nothing to wait for: it is dead or about to be */
-    revents = aio_co_poll(nbd_aio_get_fd(h), s->polling);
+    revents = aio_co_poll(libnbd.aio_get_fd(h), s->polling);
     s->polling = 0;
     if (revents < 0)
         return revents;
     if (revents & POLLOUT && wanted_events(h) & POLLOUT)
-        nbd_aio_notify_write(h);
+        libnbd.aio_notify_write(h);
     if (revents & (POLLIN | POLLHUP | POLLERR) && wanted_events(h) & POLLIN)
         read_replies(s, h);
     else if (revents & (POLLHUP | POLLERR | POLLNVAL) && !(revents & POLLOUT))
@@ -104,7 +104,7 @@ static int step_co_wait(NbdState *s, struct nbd_handle *h)
 
 static bool set_libnbd_error(GError **error, const NbdState *s)
 {
-    const char *text = nbd_get_error();
+    const char *text = libnbd.get_error();
 
     /* libnbd puts the name of its function before the reason. */
     if (text && g_str_has_prefix(text, "nbd_") && strstr(text, ": "))
@@ -114,37 +114,38 @@ static bool set_libnbd_error(GError **error, const NbdState *s)
 
 static struct nbd_handle *new_handle(NbdState *s, GError **error)
 {
-    struct nbd_handle *h = nbd_create();
+    struct nbd_handle *h = libnbd.create();
 
-    if (h && nbd_set_export_name(h, s->export ? s->export : "") == 0 && nbd_add_meta_context(h, s->context) == 0 &&
-        nbd_set_tls(h, LIBNBD_TLS_DISABLE) == 0 && nbd_set_pread_initialize(h, false) == 0)
+    if (h && libnbd.set_export_name(h, s->export ? s->export : "") == 0 &&
+        libnbd.add_meta_context(h, s->context) == 0 && libnbd.set_tls(h, LIBNBD_TLS_DISABLE) == 0 &&
+        libnbd.set_pread_initialize(h, false) == 0)
         return h;
     set_libnbd_error(error, s);
-    nbd_close(h);
+    libnbd.close(h);
     return NULL;
 }
 
 static uint32_t block_size(struct nbd_handle *h, int which)
 {
-    int64_t size = nbd_get_block_size(h, which);
+    int64_t size = libnbd.get_block_size(h, which);
     return size > 0 ? (uint32_t)MIN(size, G_MAXINT32) : 0;
 }
 
 static bool ask_facts(const NbdState *s, struct nbd_handle *h, NbdFacts *f, GError **error)
 {
-    int64_t size = nbd_get_size(h);
+    int64_t size = libnbd.get_size(h);
 
     if (size < 0)
         return set_libnbd_error(error, s);
     *f = (NbdFacts){
         .size = (uint64_t)size,
-        .read_only = nbd_is_read_only(h) == 1,
-        .can_flush = nbd_can_flush(h) == 1,
-        .can_fua = nbd_can_fua(h) == 1,
-        .can_trim = nbd_can_trim(h) == 1,
-        .can_zero = nbd_can_zero(h) == 1,
-        .can_fast_zero = nbd_can_fast_zero(h) == 1,
-        .has_context = nbd_can_meta_context(h, s->context) == 1,
+        .read_only = libnbd.is_read_only(h) == 1,
+        .can_flush = libnbd.can_flush(h) == 1,
+        .can_fua = libnbd.can_fua(h) == 1,
+        .can_trim = libnbd.can_trim(h) == 1,
+        .can_zero = libnbd.can_zero(h) == 1,
+        .can_fast_zero = libnbd.can_fast_zero(h) == 1,
+        .has_context = libnbd.can_meta_context(h, s->context) == 1,
         .min_block = block_size(h, LIBNBD_SIZE_MINIMUM),
         .max_block = block_size(h, LIBNBD_SIZE_MAXIMUM),
     };
@@ -165,16 +166,16 @@ static struct nbd_handle *attempt_co_steps(NbdState *s, NbdFacts *facts, GError 
         close(fd);
         return NULL;
     }
-    ok = nbd_aio_connect_socket(h, fd) == 0;
-    if (!ok && nbd_aio_get_fd(h) < 0)
+    ok = libnbd.aio_connect_socket(h, fd) == 0;
+    if (!ok && libnbd.aio_get_fd(h) < 0)
         close(fd);
-    while (ok && nbd_aio_is_connecting(h))
+    while (ok && libnbd.aio_is_connecting(h))
         ok = step_co_wait(s, h) == 0;
-    if (!ok || !nbd_aio_is_ready(h))
+    if (!ok || !libnbd.aio_is_ready(h))
         set_libnbd_error(error, s);
     else if (ask_facts(s, h, facts, error))
         return h;
-    nbd_close(h);
+    libnbd.close(h);
     return NULL;
 }
 
@@ -220,17 +221,17 @@ static void lost_connection(NbdState *s)
     struct nbd_handle *h = s->h;
 
     if (alive(h)) {
-        int fd = nbd_aio_get_fd(h);
+        int fd = libnbd.aio_get_fd(h);
         if (fd >= 0)
             shutdown(fd, SHUT_RDWR);
         for (int i = 0; i < GOODBYE_STEPS_MAX && alive(h); i++)
             if (wanted_events(h) & POLLIN)
-                nbd_aio_notify_read(h);
+                libnbd.aio_notify_read(h);
             else
-                nbd_aio_notify_write(h);
+                libnbd.aio_notify_write(h);
     }
     g_assert(s->outstanding == 0);
-    nbd_close(h);
+    libnbd.close(h);
     s->h = NULL;
     s->gave_up = s->reconnect_ns == 0;
     /*
@@ -268,7 +269,7 @@ static void connect_co_again(NbdState *s)
             coqueue_wake_all(&s->waiting);
             return;
         }
-        nbd_close(h);
+        libnbd.close(h);
         if (!s->closing)
             aio_co_sleep_until(LOOP_CLOCK_REAL, loop_now(s->node->loop, LOOP_CLOCK_REAL) + pause);
         pause = MIN(2 * pause, RETRY_MAX_NS);
@@ -349,8 +350,8 @@ void nbdc_start_pump(NbdState *s)
 /* The server is told that we leave. What little there is to send goes out at once, or the server is beyond caring. */
 static void say_goodbye(NbdState *s)
 {
-    if (alive(s->h) && nbd_aio_is_ready(s->h))
-        nbd_aio_disconnect(s->h, 0);
+    if (alive(s->h) && libnbd.aio_is_ready(s->h))
+        libnbd.aio_disconnect(s->h, 0);
 }
 
 void nbdc_co_disconnect(NbdState *s)
@@ -364,6 +365,6 @@ void nbdc_co_disconnect(NbdState *s)
     }
     if (s->h)
         say_goodbye(s);
-    nbd_close(s->h);
+    libnbd.close(s->h);
     s->h = NULL;
 }

@@ -66,7 +66,7 @@ static bool nbd_co_open(Node *node, const BlockdevOptions *options, GError **err
     const BlockdevOptionsNbd *o = &options->u.nbd;
     NbdState *s = node->state;
 
-    if (!nbd_set_up(node, s, o, error)) {
+    if (!nbdc_library_co_load(error) || !nbd_set_up(node, s, o, error)) {
         nbd_release(s);
         return false;
     }

@@ -9,7 +9,7 @@
 #pragma once
 #include "block/aio/socket.h"
 #include "block/graph/driver.h"
-#include <libnbd.h>
+#include "block/drivers/nbd/library.h"
 
 /* What a server said about its export. */
 typedef struct NbdFacts {

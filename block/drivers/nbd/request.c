@@ -63,17 +63,17 @@ static int64_t issue(NbdRequest *r, struct nbd_handle *h)
 
     switch (r->command) {
     case NBDC_READ:
-        return nbd_aio_pread(h, r->buf, r->bytes, r->offset, done, r->flags);
+        return libnbd.aio_pread(h, r->buf, r->bytes, r->offset, done, r->flags);
     case NBDC_WRITE:
-        return nbd_aio_pwrite(h, r->buf, r->bytes, r->offset, done, r->flags);
+        return libnbd.aio_pwrite(h, r->buf, r->bytes, r->offset, done, r->flags);
     case NBDC_ZERO:
-        return nbd_aio_zero(h, r->bytes, r->offset, done, r->flags);
+        return libnbd.aio_zero(h, r->bytes, r->offset, done, r->flags);
     case NBDC_TRIM:
-        return nbd_aio_trim(h, r->bytes, r->offset, done, r->flags);
+        return libnbd.aio_trim(h, r->bytes, r->offset, done, r->flags);
     case NBDC_FLUSH:
-        return nbd_aio_flush(h, done, r->flags);
+        return libnbd.aio_flush(h, done, r->flags);
     case NBDC_STATUS:
-        return nbd_aio_block_status(h, r->bytes, r->offset, extents, done, r->flags);
+        return libnbd.aio_block_status(h, r->bytes, r->offset, extents, done, r->flags);
     }
     g_assert_not_reached();
 }
@@ -86,9 +86,9 @@ static int request_co_try(NbdRequest *r)
     r->done = r->waiting = r->has_extent = false;
     s->outstanding++;
     if (issue(r, s->h) < 0) {
-        int err = nbd_get_errno();
+        int err = libnbd.get_errno();
         s->outstanding--;
-        return nbd_aio_is_dead(s->h) || nbd_aio_is_closed(s->h) ? ENOTCONN : err ? err : EIO;
+        return libnbd.aio_is_dead(s->h) || libnbd.aio_is_closed(s->h) ? ENOTCONN : err ? err : EIO;
     }
     nbdc_kick(s);
     r->waiting = true;
