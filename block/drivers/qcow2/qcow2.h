@@ -117,6 +117,15 @@ int q2_co_header_patch(Qcow2 *q, unsigned offset, const void *bytes, unsigned si
 /* Sets the feature bits in the image and in memory and makes them durable. Version 3 only. */
 int q2_co_set_incompat(Qcow2 *q, uint64_t incompat);
 
+/* ---- ext.c ------------------------------------------------------------------------------------------------------ */
+
+/* Gives the image a header extension, in the place of one of that type or besides the others; durable, and after a
+ * crash the old one stands or the new one. What is in memory of the header is the caller's business. False with @error
+ * when the header cluster has no room (nothing has changed then) or could not be written. Takes header_lock. */
+bool q2_ext_co_set(Qcow2 *q, uint32_t type, const void *data, uint32_t len, GError **error);
+/* Takes all extensions of that type away; no error when there are none. */
+bool q2_ext_co_remove(Qcow2 *q, uint32_t type, GError **error);
+
 /* ---- overlap.c -------------------------------------------------------------------------------------------------- */
 
 /* What a host cluster is reserved for. 0: nothing (free or data). */
@@ -376,6 +385,7 @@ struct Qcow2 {
     CoQueue phase_waiters;
 
     CoMutex commit_lock;
+    CoMutex header_lock; /* for who changes extensions; nobody waits for another lock with it */
     Claim *claims;
 
     bool wrote; /* autoclear bits are dealt with */

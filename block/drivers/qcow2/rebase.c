@@ -178,12 +178,16 @@ bool q2_co_change_backing(Node *node, const char *file, const char *format, GErr
     size_t size = (size_t)q->cluster_size;
     g_autofree uint8_t *cluster = g_try_malloc0(size);
     Rebase r = {.q = q, .size = size, .cluster = cluster};
+    bool ok;
 
     if (!cluster)
         return error_set(error, "Could not allocate memory for the header of '%s'", node->name);
     if (format && strlen(format) > 15)
         return error_set(error, "Backing format name '%s' is too long, the limit is 15 bytes", format);
-    if (!rebase_co_image(&r, file, format, error))
+    comutex_co_lock(&q->header_lock);
+    ok = rebase_co_image(&r, file, format, error);
+    comutex_unlock(&q->header_lock);
+    if (!ok)
         return false;
     g_free(q->header.backing_file);
     q->header.backing_file = g_strdup(file);
