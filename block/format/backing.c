@@ -10,8 +10,10 @@
 bool backing_co_open(Node *node, const BlockdevRefOrNull *given, const char *filename, const char *format,
                      GError **error)
 {
-    if (given && given->kind == BLOCKDEV_REF_OR_NULL_NULL)
+    if (given && given->kind == BLOCKDEV_REF_OR_NULL_NULL) {
+        node->backing_expected = filename != NULL;
         return true;
+    }
     if (given) {
         BlockdevRef ref = {.kind = BLOCKDEV_REF_REFERENCE, .u.reference = given->u.reference};
         if (given->kind == BLOCKDEV_REF_OR_NULL_DEFINITION) {

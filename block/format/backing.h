@@ -15,3 +15,11 @@ static inline bool backing_at(const Node *node, uint64_t offset)
 {
     return node->backing && offset < node->backing->node->size;
 }
+/*
+ * Has it, or could it one day? What a client zeroes there must be marked as zeroes, however it reads now. An image that
+ * names a backing file may be opened without it and get it later: the target of a mirror with sync=top is one.
+ */
+static inline bool backing_may_show(const Node *node, uint64_t offset)
+{
+    return node->backing ? backing_at(node, offset) : node->backing_expected;
+}

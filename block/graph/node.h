@@ -137,7 +137,9 @@ struct Node {
     bool implicit;           /* a filter that a job inserted without a name: queries skip it */
     bool monitor_owned;      /* blockdev-add made it, blockdev-del takes it */
     bool partial;            /* being opened or closed: its name is taken, but names and queries do not lead to it */
-    bool failed;             /* LAW 9: a flush failed; flushes and FUA writes fail until the node is reopened */
+    bool backing_expected; /* an image names a backing file and was opened without: it may come later (format/backing.h)
+                            */
+    bool failed;           /* LAW 9: a flush failed; flushes and FUA writes fail until the node is reopened */
     unsigned supported_write_flags, supported_zero_flags; /* REQ_* the driver's callbacks take themselves */
 
     /* edges */

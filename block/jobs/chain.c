@@ -101,6 +101,8 @@ bool chain_co_write_backing(Node *overlay, Node *base, const char *name, GError 
     if (read_only && !node_co_set_read_only(overlay, false, error))
         return false;
     ok = drv->co_change_backing(overlay, name ? name : own, base ? node_skip_filters(base)->drv->name : NULL, error);
+    if (ok)
+        overlay->backing_expected = name || own;
     if (read_only)
         node_co_set_read_only(overlay, true, NULL);
     return ok;

@@ -41,6 +41,9 @@ Copy *copy_new(Job *job, const CopyOptions *options, GError **error)
 
     c->job = job;
     c->opt = *options;
+    /* Zeroes that are there only for want of a backing file are none, once that has come. */
+    if (options->target && node_skip_filters(options->target->node)->backing_expected)
+        c->opt.skip_zeroes = false;
     c->granule = hbitmap_granularity(options->todo);
     if (c->opt.cow_cluster <= c->granule)
         c->opt.cow_cluster = 0;

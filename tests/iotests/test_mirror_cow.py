@@ -36,6 +36,60 @@ class WholeClusters(sd.Case):
         sd.qemu_io(target, 'read -P 0x11 128k 64k', 'read -P 0x44 192k 4k', 'read -P 0x11 196k 60k', 'read -P 0x22 0 128k',
                    fmt='qcow2')
 
+class ZeroesAreWritten(sd.Case):
+    """While a mirror with sync=top runs, its target has no backing file yet and reads as zeroes. What clients zero has to
+    be zeroed there all the same: the backing file comes at the end."""
+
+    def chain(self, fmt, **options):
+        base = sd.create_image(self.path('base.raw'), 'raw', 4 * sd.MIB, data=[(0, 4 * sd.MIB, 0x11)])
+        top = sd.create_image(self.path('top.' + fmt), fmt, backing=base, backing_fmt='raw')
+        return base, top, self.daemon('--drive', f'id=drive0,file={top},format={fmt},discard=unmap')
+
+    def zero_some(self, d):
+        for command in ('write -z 256k 192k', 'write -z -u 1M 64k', 'write -P 0 1088k 64k', 'write -z 2M 1000'):
+            self.assertNotIn('fail', d.cmd('human-monitor-command', command_line=f'qemu-io drive0 "{command}"'))
+
+    def judge(self, target, fmt):
+        sd.qemu_io(target, 'read -P 0x11 0 256k', 'read -P 0 256k 192k', 'read -P 0x11 448k 576k', 'read -P 0 1M 128k',
+                   'read -P 0x11 1152k 896k', 'read -P 0 2M 1000', f'read -P 0x11 {2 * sd.MIB + 1000} 1M', fmt=fmt)
+        sd.check_image(target, fmt)
+
+    def test_new_target(self):
+        for fmt in ('qcow2', 'qed'):
+            for copy_mode in ('background', 'write-blocking'):
+                with self.subTest(fmt, copy_mode=copy_mode):
+                    base, top, d = self.chain(fmt)
+                    target = self.path(f'{copy_mode}.{fmt}')
+                    d.cmd('drive-mirror', device='drive0', target=target, format=fmt, sync='top', copy_mode=copy_mode)
+                    d.wait_ready('drive0')
+                    self.zero_some(d)
+                    d.complete('drive0')
+                    out = d.cmd('human-monitor-command', command_line='qemu-io drive0 "read -P 0 256k 192k"')
+                    self.assertNotIn('verification failed', out)
+                    d.shutdown()
+                    self.judge(target, fmt)
+
+    def test_target_opened_without_its_backing_file(self):
+        """As libvirt does: whoever opens the image by name afterwards finds the backing file that its header names.
+        With sync=full all of the target must cover it, be it with zeroes."""
+        for sync, compat in (('top', '1.1'), ('full', '1.1'), ('full', '0.10')):
+            with self.subTest(sync, compat=compat):
+                base, top, d = self.chain('qcow2')
+                other = base
+                if sync == 'full':
+                    other = sd.create_image(self.path('other.raw'), 'raw', 4 * sd.MIB, data=[(0, 4 * sd.MIB, 0x22)])
+                    self.zero_some(d)
+                target = sd.create_image(self.path('target.qcow2'), 'qcow2', backing=other, backing_fmt='raw',
+                                         options={'compat': compat})
+                d.cmd('blockdev-add', driver='qcow2', node_name='t', backing=None,
+                      file={'driver': 'file', 'filename': target})
+                d.cmd('blockdev-mirror', job_id='m', device='drive0', target='t', sync=sync)
+                d.wait_ready('m')
+                self.zero_some(d)
+                d.complete('m')
+                d.shutdown()
+                self.judge(target, 'qcow2')
+
 
 if __name__ == '__main__':
     sd.main()

@@ -3,8 +3,8 @@
  *
  * Guarantees: entries change in one go within a slice, when no claim lies on them; what they referred to is freed
  * behind the commit that writes them (free.c). What reads as zeroes after one of these requests does so because the
- * entry says so, or because there is nothing below; a version 2 image, which has no zero entries, declines where that
- * is not so.
+ * entry says so, or because there is nothing below and never will be: an image that names a backing file and was opened
+ * without it may get it later. A version 2 image, which has no zero entries, declines where that is not so.
  */
 #include "block/drivers/qcow2/qcow2.h"
 
@@ -14,7 +14,7 @@ typedef enum Why { WHY_ZERO, WHY_ZERO_UNMAP, WHY_DISCARD, WHY_DROP } Why;
 static Fate fate_of(const Qcow2 *q, uint64_t entry, uint64_t gc, Why why)
 {
     Q2Kind kind = q2_entry_kind(q, entry);
-    bool below = backing_at(q->node, gc << q->cluster_bits);
+    bool below = backing_may_show(q->node, gc << q->cluster_bits);
 
     if (why == WHY_DROP)
         return entry ? FATE_NOTHING : FATE_KEEP;
@@ -92,7 +92,7 @@ static int zero_co_clusters(Qcow2 *q, uint64_t gc, uint64_t n, Why why)
             break;
         done = map.bytes >> q->cluster_bits;
         if (map.kind == Q2_UNALLOCATED && !claim_find(q->claims, gc, done) &&
-            (why == WHY_DROP || !backing_at(q->node, gc << q->cluster_bits))) {
+            (why == WHY_DROP || !backing_may_show(q->node, gc << q->cluster_bits))) {
             /* reads as zeroes already, with nothing to let go of */
         } else {
             ret = zero_co_slice(q, gc, n, why, &done);
@@ -121,7 +121,7 @@ static int zero_co_partial(Qcow2 *q, uint64_t offset, uint64_t bytes)
                        ((offset + map.bytes - 1) >> q->cluster_bits) + 1 - (offset >> q->cluster_bits)))
             return -ENOTSUP;
         if (map.kind != Q2_ZERO_PLAIN && map.kind != Q2_ZERO_ALLOC &&
-            !(map.kind == Q2_UNALLOCATED && !backing_at(q->node, offset)))
+            !(map.kind == Q2_UNALLOCATED && !backing_may_show(q->node, offset)))
             return -ENOTSUP;
         offset += map.bytes;
         bytes -= map.bytes;

@@ -240,7 +240,7 @@ static int zero_co_extent(Qed *q, const Extent *map, uint64_t offset, bool whole
         *done = 0;
         return 0;
     }
-    if (map->kind == QED_ZERO || !backing_at(q->node, offset))
+    if (map->kind == QED_ZERO || !backing_may_show(q->node, offset))
         return 0;
     if (!whole)
         return -ENOTSUP;
