@@ -201,6 +201,18 @@ static uint64_t copy_co_confirm_zero(Copy *c, uint64_t offset, uint64_t bytes)
     return done;
 }
 
+/*
+ * Whoever ran since the range was found may have copied parts of it, and then changed them: to copy these again would
+ * spoil a copy that is to show the source as it was. So cuts the range to its first dirty stretch; false: there is
+ * none. Where clusters have to be copied whole the copy follows the source, and may have it all again.
+ */
+static bool still_dirty(const Copy *c, uint64_t *offset, uint64_t *bytes)
+{
+    if (c->cow_done)
+        return hbitmap_next_dirty(c->opt.todo, *offset, *bytes) >= 0;
+    return hbitmap_next_dirty_area(c->opt.todo, *offset, *offset + *bytes, *bytes, offset, bytes);
+}
+
 /* Finds, locks and starts the next piece of the pass at or after *@cursor. 0 when there is none, else 1 or -errno. */
 static int copy_co_next(Copy *c, uint64_t *cursor, uint64_t *ret_paced)
 {
@@ -220,8 +232,9 @@ static int copy_co_next(Copy *c, uint64_t *cursor, uint64_t *ret_paced)
     }
     rangelock_co_wait(&c->lock, offset, offset + bytes);
     *cursor = offset + bytes;
-    if (hbitmap_next_dirty(c->opt.todo, offset, bytes) < 0)
-        return 1; /* somebody copied it meanwhile */
+    if (!still_dirty(c, &offset, &bytes))
+        return 1;
+    *cursor = offset + bytes;
     op = copy_op_take(c, offset, bytes);
     if (zero) {
         uint64_t confirmed = copy_co_confirm_zero(c, offset, bytes);

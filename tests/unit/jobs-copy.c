@@ -504,6 +504,41 @@ static void test_before_write_fails(void **state)
     assert_memory_equal(mem(source)->data, mem(target)->data, 256 * KIB);
 }
 
+/*
+ * A client copies a granule and then changes it, right after the pass has found out what the stretch around it holds.
+ * The copy must keep the old data.
+ */
+static void client_changes_after_status(void)
+{
+    if (answers++)
+        return;
+    coroutine_start(loop, client_co_entry, NULL);
+    assert_true(client_done && client_ret == 0);
+    fill(source, 64 * KIB, 64 * KIB, 5);
+}
+
+static void test_write_before_lock(void **state)
+{
+    const int values[] = {7, 0};
+
+    for (unsigned i = 0; i < 4; i++) {
+        bool tail = i & 2; /* is the granule in the middle of what is dirty, or its end? */
+        fill(source, 0, SIZE, values[i & 1]);
+        fill(target, 0, SIZE, 9);
+        answers = 0;
+        make((CopyOptions){});
+        hbitmap_set(cj->todo, 0, tail ? 128 * KIB : SIZE);
+        mem(source)->on_status = client_changes_after_status;
+        run(0);
+        mem(source)->on_status = NULL;
+        assert_int_equal(mem(target)->data[100 * KIB], values[i & 1]);
+        assert_int_equal(mem(target)->data[0], values[i & 1]);
+        assert_int_equal(mem(target)->data[128 * KIB], tail ? 9 : values[i & 1]);
+        assert_int_equal(cj->common.progress, tail ? 128 * KIB : SIZE);
+        job_dismiss(&cj->common, NULL);
+    }
+}
+
 /* ---- errors ---- */
 
 static void test_report(void **state)
@@ -597,6 +632,7 @@ int main(void)
         CASE(test_before_write),
         CASE(test_before_write_waits),
         CASE(test_before_write_fails),
+        CASE(test_write_before_lock),
         CASE(test_report),
         CASE(test_ignore),
         CASE(test_stop),
