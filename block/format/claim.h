@@ -1,5 +1,6 @@
 /*
- * Claims: who is about to change the table entries of which guest clusters.
+ * Claims: who is about to change the table entries of which guest clusters (or, as the format likes, which parts of
+ * clusters).
  *
  * Whoever fills new clusters claims their range; whoever else would change the same entries waits. Requests to other
  * clusters do not even look. A list is a `Claim *`, NULL when empty; claims live on their owners' stacks. Loop's
@@ -9,7 +10,7 @@
 #include "block/aio/coroutine.h"
 
 typedef struct Claim {
-    uint64_t first, n; /* guest clusters */
+    uint64_t first, n; /* guest clusters, or what the format counts in */
     CoQueue waiters;
     struct Claim *prev, *next;
 } Claim;

@@ -34,7 +34,7 @@ static int cow_co_is_zero(const Cow *c, uint64_t offset, uint64_t bytes, bool *r
     *ret = true;
     if (!bytes || offset >= c->w->disk_size)
         return 0;
-    return c->ops->co_is_zero(c->node->state, offset, ret);
+    return c->ops->co_is_zero(c->node->state, offset, u64_min(bytes, c->w->disk_size - offset), ret);
 }
 
 /* Reads [@offset, @offset + @bytes) as it is now into @buf; zeroes behind the end of the disk. */

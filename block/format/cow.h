@@ -6,8 +6,8 @@
 
 /* What the filling asks the format. All: 0 or -errno; @state is the node's. */
 typedef struct CowOps {
-    /* Is the old content of the cluster around guest @offset, inside the disk, known to be zero? */
-    int (*co_is_zero)(void *state, uint64_t offset, bool *ret);
+    /* Is the old content of a part of one cluster, inside the disk, known to be zero? */
+    int (*co_is_zero)(void *state, uint64_t offset, uint64_t bytes, bool *ret);
     /* Reads guest bytes as they are now; inside the disk. */
     int (*co_read)(void *state, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset);
     /* Writes guest bytes to their place in the image. */

@@ -174,6 +174,7 @@ typedef struct Case {
     uint64_t cluster;
     bool backing;
     int ops;
+    uint64_t sub;    /* bytes of a subcluster, 0: there are none */
     unsigned slices; /* qed: of the cache, 0: as it comes */
 } Case;
 
@@ -277,9 +278,13 @@ static void guest_co_op(unsigned self, uint8_t *buf)
     do {
         n = 1 + rnd(u64_min(sectors, rnd(4) ? per_cluster + 2 : rnd(8) ? per_cluster * 5 : sectors / 20));
         first = rnd(sectors - n + 1);
-        if (what >= 60) {
+        if (what >= 85) { /* compressed */
             first -= first % per_cluster;
-            n = what >= 85 ? u64_min(per_cluster, sectors - first) : u64_min(align_up(n, per_cluster), sectors - first);
+            n = u64_min(per_cluster, sectors - first);
+        } else if (what >= 60) {
+            uint64_t unit = cfg->sub && rnd(3) ? cfg->sub / SECTOR : per_cluster;
+            first -= first % unit;
+            n = u64_min(align_up(n, unit), sectors - first);
         }
         if (is_busy(self, first, n))
             aio_co_reschedule();
@@ -537,21 +542,27 @@ static void crash_co_body(void)
 #define SMALL ",'l2-cache-entry-size':512,'l2-cache-size':1024"
 
 static const Case cases[] = {
-    {"64k", "qcow2", "", "", 4 * MIB, 65536, false, 150, 0},
-    {"64k, backing", "qcow2", "-b base -F raw", "", 4 * MIB, 65536, true, 150, 0},
-    {"4k, small caches", "qcow2", "-o cluster_size=4k", SMALL, 2 * MIB, 4096, false, 250, 0},
-    {"4k, small caches, backing", "qcow2", "-b base -F raw -o cluster_size=4k", SMALL, 2 * MIB, 4096, true, 250, 0},
-    {"512, 64 bits", "qcow2", "-o cluster_size=512,refcount_bits=64", SMALL, 256 * KIB, 512, false, 250, 0},
+    {"64k", "qcow2", "", "", 4 * MIB, 65536, false, 150, 0, 0},
+    {"64k, backing", "qcow2", "-b base -F raw", "", 4 * MIB, 65536, true, 150, 0, 0},
+    {"4k, small caches", "qcow2", "-o cluster_size=4k", SMALL, 2 * MIB, 4096, false, 250, 0, 0},
+    {"4k, small caches, backing", "qcow2", "-b base -F raw -o cluster_size=4k", SMALL, 2 * MIB, 4096, true, 250, 0, 0},
+    {"512, 64 bits", "qcow2", "-o cluster_size=512,refcount_bits=64", SMALL, 256 * KIB, 512, false, 250, 0, 0},
     {"512, 64 bits, refcount table grows", "qcow2", "-o cluster_size=512,refcount_bits=64", "", 3 * MIB, 512, false,
-     250, 0},
-    {"512, compat 0.10", "qcow2", "-o cluster_size=512,compat=0.10", SMALL, 256 * KIB, 512, false, 250, 0},
+     250, 0, 0},
+    {"512, compat 0.10", "qcow2", "-o cluster_size=512,compat=0.10", SMALL, 256 * KIB, 512, false, 250, 0, 0},
     {"2k, zstd, backing", "qcow2", "-b base -F raw -o cluster_size=2k,compression_type=zstd,refcount_bits=8", SMALL,
-     MIB, 2048, true, 300, 0},
-    {"qed, 64k", "qed", "", "", 4 * MIB, 65536, false, 150, 0},
-    {"qed, 64k, backing", "qed", "-b base -F raw", "", 4 * MIB, 65536, true, 150, 0},
-    {"qed, 4k, small tables and cache", "qed", "-o cluster_size=4k,table_size=2", "", 5 * MIB, 4096, false, 250, 2},
+     MIB, 2048, true, 300, 0, 0},
+    {"extended_l2, 16k, small caches", "qcow2", "-o extended_l2=on,cluster_size=16k", SMALL, 2 * MIB, 16384, false, 300,
+     512, 0},
+    {"extended_l2, 64k, backing", "qcow2", "-b base -F raw -o extended_l2=on", "", 4 * MIB, 65536, true, 200, 2048, 0},
+    {"extended_l2, 32k, 1 bit, zstd, small caches, backing", "qcow2",
+     "-b base -F raw -o extended_l2=on,cluster_size=32k,refcount_bits=1,compression_type=zstd", SMALL, 2 * MIB, 32768,
+     true, 300, 1024, 0},
+    {"qed, 64k", "qed", "", "", 4 * MIB, 65536, false, 150, 0, 0},
+    {"qed, 64k, backing", "qed", "-b base -F raw", "", 4 * MIB, 65536, true, 150, 0, 0},
+    {"qed, 4k, small tables and cache", "qed", "-o cluster_size=4k,table_size=2", "", 5 * MIB, 4096, false, 250, 0, 2},
     {"qed, 4k, small tables and cache, backing", "qed", "-b base -F raw -o cluster_size=4k,table_size=2", "", 5 * MIB,
-     4096, true, 250, 2},
+     4096, true, 250, 0, 2},
 };
 
 static void seed(void)

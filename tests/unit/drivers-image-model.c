@@ -18,6 +18,7 @@ typedef struct Config {
     CreateOptions ours;
     uint64_t size;
     uint64_t cluster;
+    uint64_t sub;               /* bytes of a subcluster, 0: there are none */
     const char *backing_format; /* NULL: no backing file */
     uint64_t backing_size;
     bool v2;
@@ -108,11 +109,13 @@ static void read_co_check(uint64_t offset, uint64_t bytes, uint8_t *buf)
 /* A discard leaves old data or zeroes, cluster by cluster (what it may do to parts of clusters is not said). */
 static void discard_co_check(uint64_t offset, uint64_t bytes, uint8_t *buf)
 {
+    uint64_t unit = cfg->sub ? cfg->sub : cfg->cluster;
+
     assert_int_equal(port_co_pdiscard(port, offset, bytes), 0);
     assert_int_equal(port_co_pread(port, offset, bytes, buf, 0), 0);
     for (uint64_t at = offset; at < offset + bytes;) {
-        uint64_t n = u64_min(offset + bytes - at, cfg->cluster - at % cfg->cluster);
-        bool whole = at % cfg->cluster == 0 && (n == cfg->cluster || at + n == size);
+        uint64_t n = u64_min(offset + bytes - at, unit - at % unit);
+        bool whole = at % unit == 0 && (n == unit || at + n == size);
         if (whole && bytes_are_zero(buf + (at - offset), n))
             memset(model + at, 0, n);
         at += n;
@@ -427,6 +430,62 @@ static const Config configs[] = {
      .size = 6 * MIB - 4096,
      .cluster = 128 * KIB,
      .ops = 300},
+    {.name = "qemu, extended_l2, 16k, small caches",
+     .create = "-o extended_l2=on,cluster_size=16k",
+     .size = 4 * MIB + 512,
+     .cluster = 16384,
+     .sub = 512,
+     .ops = 300,
+     .options = SMALL},
+    {.name = "qemu, extended_l2, 64k, zstd, raw backing, shorter",
+     .create = "-b base -F raw -o extended_l2=on,cluster_size=64k,compression_type=zstd",
+     .backing_format = "raw",
+     .backing_size = 2 * MIB + 1234,
+     .size = 5 * MIB + 1024,
+     .cluster = 65536,
+     .sub = 2048,
+     .ops = 300,
+     .options = SMALL},
+    {.name = "qemu, extended_l2, 128k, qcow2 backing, longer",
+     .create = "-b base -F qcow2 -o extended_l2=on,cluster_size=128k",
+     .backing_format = "qcow2",
+     .backing_size = 5 * MIB,
+     .size = 4 * MIB - 512,
+     .cluster = 128 * KIB,
+     .sub = 4096,
+     .ops = 300,
+     .options = ",'pass-discard-other':true"},
+    {.name = "qemu, extended_l2, 16k, preallocated",
+     .create = "-o extended_l2=on,cluster_size=16k,preallocation=metadata",
+     .size = 3 * MIB + 512,
+     .cluster = 16384,
+     .sub = 512,
+     .ops = 300,
+     .options = SMALL},
+    {.name = "qemu, extended_l2, 2M, refcount_bits=1, backing",
+     .create = "-b base -F raw -o extended_l2=on,cluster_size=2M,refcount_bits=1",
+     .backing_format = "raw",
+     .backing_size = 5 * MIB + 7,
+     .size = 6 * MIB,
+     .cluster = 2 * MIB,
+     .sub = 65536,
+     .ops = 200},
+    {.name = "qemu, extended_l2, 32k, O_DIRECT, backing",
+     .create = "-b base -F raw -o extended_l2=on,cluster_size=32k",
+     .backing_format = "raw",
+     .backing_size = 3 * MIB + 512,
+     .size = 4 * MIB + 512,
+     .cluster = 32768,
+     .sub = 1024,
+     .ops = 200,
+     .direct = true},
+    {.name = "qemu, extended_l2, 16k, blocks of 4k",
+     .create = "-o extended_l2=on,cluster_size=16k",
+     .size = 2 * MIB,
+     .cluster = 16384,
+     .sub = 512,
+     .ops = 200,
+     .align = 4096},
     {.name = "qed, ours, defaults", .qed = true, .size = 5 * MIB + 512, .cluster = 65536, .ops = 300},
     {.name = "qed, ours, 4k, small cache, raw backing, shorter",
      .qed = true,

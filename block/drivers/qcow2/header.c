@@ -79,6 +79,8 @@ static bool check_sizes(const Q2Header *h, GError **error)
                          "Reference count entry width too large: refcount_order is %" G_GUINT32_FORMAT
                          ", may not exceed 6 (64 bits)",
                          h->refcount_order);
+    if (h->incompat & Q2_INCOMPAT_EXTL2 && cluster / Q2_SUBCLUSTERS < UINT64_C(1) << Q2_MIN_SUB_BITS)
+        return error_set(error, "Unsupported subcluster size: %" G_GUINT64_FORMAT, cluster / Q2_SUBCLUSTERS);
     if (h->size > (uint64_t)INT64_MAX - cluster)
         return bad_field(error, "size", h->size, "too large");
     if (h->l1_size > Q2_MAX_L1_BYTES / 8)
@@ -134,8 +136,6 @@ static bool refuse_features(const Q2Header *h, uint64_t bits, const uint8_t *tab
                 name = printable(table + at + 2, 46);
         if (!name && bit == 2)
             name = g_strdup("external data file");
-        if (!name && bit == 4)
-            name = g_strdup("extended L2 entries");
         if (!name)
             name = g_strdup_printf("Unknown incompatible feature: %" G_GINT64_MODIFIER "x", UINT64_C(1) << bit);
         g_string_append_printf(names, "%s%s", names->len ? ", " : "", name);
@@ -223,7 +223,7 @@ static bool parse_backing(Q2Header *h, const uint8_t *buf, size_t len, GError **
 
 bool q2_header_parse(Q2Header *h, const uint8_t *buf, size_t len, GError **error)
 {
-    const uint64_t known = Q2_INCOMPAT_DIRTY | Q2_INCOMPAT_CORRUPT | Q2_INCOMPAT_COMPRESSION;
+    const uint64_t known = Q2_INCOMPAT_DIRTY | Q2_INCOMPAT_CORRUPT | Q2_INCOMPAT_COMPRESSION | Q2_INCOMPAT_EXTL2;
     const uint8_t *features = NULL;
     size_t features_len = 0, end;
     uint64_t backing;

@@ -60,11 +60,6 @@ static inline uint64_t slice_offset(const Qcow2 *q, uint64_t gc)
     return align_down(gc & ((UINT64_C(1) << q->l2_bits) - 1), UINT64_C(1) << q->slice_bits) * q->l2_entry_bytes;
 }
 
-static inline unsigned slice_index(const Qcow2 *q, uint64_t gc)
-{
-    return (unsigned)(gc & ((UINT64_C(1) << q->slice_bits) - 1));
-}
-
 static int l2_co_bad(Qcow2 *q, uint64_t index, uint64_t offset)
 {
     return q2_co_corrupt(q, -1, -1,
@@ -72,13 +67,18 @@ static int l2_co_bad(Qcow2 *q, uint64_t index, uint64_t offset)
                          offset, index);
 }
 
-static int entry_co_bad(Qcow2 *q, uint64_t gc, uint64_t entry)
+int q2_co_entry_bad(Qcow2 *q, uint64_t gc, uint64_t entry)
 {
+    uint64_t table = q->l1[l1_index(q, gc)] & Q2_OFFSET_MASK;
+    unsigned i = (unsigned)(gc & ((UINT64_C(1) << q->l2_bits) - 1));
+
+    if (is_aligned(entry & Q2_OFFSET_MASK, q->cluster_size)) /* then the bitmap is at fault */
+        return q2_co_corrupt(
+            q, -1, -1, "Invalid cluster entry found  (L2 offset: 0x%" G_GINT64_MODIFIER "x, L2 index: 0x%x)", table, i);
     return q2_co_corrupt(q, -1, -1,
                          "Data cluster offset 0x%" G_GINT64_MODIFIER "x unaligned (L2 offset: 0x%" G_GINT64_MODIFIER
                          "x, L2 index: 0x%x)",
-                         entry & Q2_OFFSET_MASK, q->l1[l1_index(q, gc)] & Q2_OFFSET_MASK,
-                         (unsigned)(gc & ((UINT64_C(1) << q->l2_bits) - 1)));
+                         entry & Q2_OFFSET_MASK, table, i);
 }
 
 /* The slice for guest cluster @gc; NULL where there is no L2 table. */
@@ -118,10 +118,43 @@ static unsigned run_length(const Qcow2 *q, const uint8_t *data, unsigned i, unsi
     return n;
 }
 
+/* The rest of q2_co_map() for extended entries, from @slice[@i] on: alike are subclusters of one kind, within a cluster
+ * and across clusters. */
+static int map_co_subs(Qcow2 *q, const uint8_t *slice, unsigned i, uint64_t offset, uint64_t bytes, Extent *ret)
+{
+    uint64_t in = q2_in_cluster(q, offset), entry = q2_l2_entry(q, slice, i), bitmap = q2_l2_bitmap(q, slice, i);
+    uint64_t first = entry, end = in + bytes, done; /* from the first cluster's start */
+    bool hosted = q2_entry_kind(q, entry) == Q2_NORMAL;
+    unsigned sub = q2_sub_index(q, offset), n;
+    Q2Kind kind;
+
+    if (G_UNLIKELY(q2_entry_is_bad(q, entry, bitmap)))
+        return q2_co_entry_bad(q, offset >> q->cluster_bits, entry);
+    kind = q2_sub_kind(q, entry, bitmap, sub);
+    n = q2_sub_alike(q, entry, bitmap, sub);
+    done = align_down(in, UINT64_C(1) << q->sub_bits) + ((uint64_t)n << q->sub_bits);
+    for (unsigned k = 1; done < end && done == (uint64_t)k << q->cluster_bits && kind != Q2_PACKED; k++) {
+        if (i + k == 1u << q->slice_bits)
+            break;
+        entry = q2_l2_entry(q, slice, i + k);
+        bitmap = q2_l2_bitmap(q, slice, i + k);
+        if (hosted ? entry != first + ((uint64_t)k << q->cluster_bits) : q2_entry_kind(q, entry) != Q2_UNALLOCATED)
+            break;
+        if (q2_entry_is_bad(q, entry, bitmap) || q2_sub_kind(q, entry, bitmap, 0) != kind)
+            break;
+        done += (uint64_t)q2_sub_alike(q, entry, bitmap, 0) << q->sub_bits;
+    }
+    *ret = (Extent){.kind = kind, .bytes = u64_min(bytes, done - in), .entry = first};
+    if (kind == Q2_NORMAL || kind == Q2_ZERO_ALLOC)
+        ret->host = (first & Q2_OFFSET_MASK) + in;
+    ret->in_place = kind == Q2_NORMAL && (first & Q2_COPIED);
+    return 0;
+}
+
 int q2_co_map(Qcow2 *q, uint64_t offset, uint64_t bytes, Extent *ret)
 {
     uint64_t gc = offset >> q->cluster_bits, in = q2_in_cluster(q, offset), entry;
-    unsigned i = slice_index(q, gc), max = (1u << q->slice_bits) - i;
+    unsigned i = q2_slice_index(q, gc), max = (1u << q->slice_bits) - i;
     CacheTable *table;
     int r = slice_co_get(q, gc, &table);
 
@@ -133,12 +166,14 @@ int q2_co_map(Qcow2 *q, uint64_t offset, uint64_t bytes, Extent *ret)
         *ret = (Extent){.kind = Q2_UNALLOCATED, .bytes = u64_min(bytes, reach)};
         return 0;
     }
+    if (G_UNLIKELY(q->subs > 1))
+        return map_co_subs(q, table->data, i, offset, bytes, ret);
     entry = q2_l2_entry(q, table->data, i);
     *ret = (Extent){.kind = q2_entry_kind(q, entry)};
     if (ret->kind == Q2_NORMAL || ret->kind == Q2_ZERO_ALLOC) {
         uint64_t host = entry & Q2_OFFSET_MASK;
         if (G_UNLIKELY(!is_aligned(host, q->cluster_size)))
-            return entry_co_bad(q, gc, entry);
+            return q2_co_entry_bad(q, gc, entry);
         ret->in_place = ret->kind == Q2_NORMAL && (entry & Q2_COPIED);
         ret->host = host + in;
     }
@@ -242,6 +277,6 @@ int q2_co_l2_for_write(Qcow2 *q, uint64_t gc, CacheTable **ret, unsigned *ret_in
         if (r < 0)
             return r;
     } while (G_UNLIKELY(!*ret || !l2_is_ours(q->l1[index])));
-    *ret_index = slice_index(q, gc);
+    *ret_index = q2_slice_index(q, gc);
     return 0;
 }

@@ -37,6 +37,9 @@ static void set_geometry(Qcow2 *q)
     q->cluster_bits = q->header.cluster_bits;
     q->cluster_size = UINT64_C(1) << q->cluster_bits;
     q->l2_entry_bytes = q2_header_l2_entry_bytes(&q->header);
+    q->subs = q->l2_entry_bytes == 8 ? 1 : Q2_SUBCLUSTERS;
+    q->sub_bits = q->cluster_bits - ilog2(q->subs);
+    q->zero_flag = q->header.version >= 3 && q->subs == 1 ? Q2_ZERO : 0;
     q->l2_bits = q->cluster_bits - ilog2(q->l2_entry_bytes);
     q->rb_bits = q->cluster_bits + 3 - q->header.refcount_order;
     q->csize_shift = 62 - (q->cluster_bits - 8);
@@ -190,8 +193,8 @@ static int64_t q2_co_getlength(Node *node)
 
 static void q2_refresh_limits(Node *node)
 {
-    node->limits.write_zeroes_align = (uint32_t)q2_of(node)->cluster_size;
-    node->limits.discard_align = (uint32_t)q2_of(node)->cluster_size;
+    node->limits.write_zeroes_align = UINT32_C(1) << q2_of(node)->sub_bits;
+    node->limits.discard_align = UINT32_C(1) << q2_of(node)->sub_bits;
 }
 
 static int q2_probe(const uint8_t *buf, size_t size)
@@ -223,6 +226,7 @@ static ImageInfoSpecific *q2_get_specific_info(Node *node)
     data->compression_type = q->header.compression_type ? QCOW2_COMPRESSION_TYPE_ZSTD : QCOW2_COMPRESSION_TYPE_ZLIB;
     if (q->header.version >= 3) {
         data->has_lazy_refcounts = data->has_corrupt = data->has_extended_l2 = true;
+        data->extended_l2 = q->subs > 1;
         data->lazy_refcounts = q->header.compat & Q2_COMPAT_LAZY_REFCOUNTS;
         data->corrupt = q->header.incompat & Q2_INCOMPAT_CORRUPT;
     }

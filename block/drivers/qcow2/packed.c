@@ -78,7 +78,7 @@ static int packed_co_write(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVe
         ret = q2_co_compress(q, plain, size, packed, size - 1);
     }
     if (ret > 0) {
-        claim_co_wait(&q->claims, &claim, offset >> q->cluster_bits, 1);
+        claim_co_wait(&q->claims, &claim, offset >> q->sub_bits, q->subs);
         ret = packed_co_store(q, offset >> q->cluster_bits, packed, (size_t)ret);
         claim_end(&q->claims, &claim);
         q2_free_co_throttle(q);

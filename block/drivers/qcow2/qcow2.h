@@ -48,6 +48,10 @@
 #define Q2_ZERO        UINT64_C(1)
 #define Q2_OFFSET_MASK UINT64_C(0x00fffffffffffe00)
 
+#define Q2_SUBCLUSTERS                                                                                                 \
+    32 /* of a cluster with an extended entry: bits 0 … 31 of its bitmap are data, the others zeroes */
+#define Q2_MIN_SUB_BITS 9
+
 enum { Q2_INCOMPAT_DIRTY = 1, Q2_INCOMPAT_CORRUPT = 2, Q2_INCOMPAT_DATA_FILE = 4, Q2_INCOMPAT_COMPRESSION = 8 };
 enum { Q2_INCOMPAT_EXTL2 = 16 };
 enum { Q2_COMPAT_LAZY_REFCOUNTS = 1 };
@@ -264,16 +268,22 @@ extern const TableCacheOps q2_l2_ops, q2_refblock_ops;
 
 typedef enum Q2Kind { Q2_UNALLOCATED, Q2_NORMAL, Q2_ZERO_PLAIN, Q2_ZERO_ALLOC, Q2_PACKED } Q2Kind;
 
+/* With extended entries Q2_NORMAL and Q2_UNALLOCATED say no more than whether there is a host cluster. */
 static inline Q2Kind q2_entry_kind(const Qcow2 *q, uint64_t entry);
 /* Entry @i of @table, an L2 table or a slice of one as it is in the image; the bitmap of its subclusters beside it, 0
  * where entries have none; and setting both. */
 static inline uint64_t q2_l2_entry(const Qcow2 *q, const uint8_t *table, uint64_t i);
 static inline uint64_t q2_l2_bitmap(const Qcow2 *q, const uint8_t *table, uint64_t i);
 static inline void q2_l2_set(const Qcow2 *q, uint8_t *table, uint64_t i, uint64_t entry, uint64_t bitmap);
+/* Position of guest cluster @gc in its slice, and of the subcluster at @offset in its cluster. */
+static inline unsigned q2_slice_index(const Qcow2 *q, uint64_t gc);
+static inline unsigned q2_sub_index(const Qcow2 *q, uint64_t offset);
 /* Looks [@offset, @offset + @bytes) up, as far as it is alike within one L2 slice. */
 int q2_co_map(Qcow2 *q, uint64_t offset, uint64_t bytes, Extent *ret);
 /* The same and more, for requests. */
 extern const ExtentOps q2_extent_ops;
+/* Reports the entry of guest cluster @gc as damage: q2_entry_is_bad(). */
+int q2_co_entry_bad(Qcow2 *q, uint64_t gc, uint64_t entry);
 /* A slice of an L2 table that may be changed. Entries for guest cluster @gc on: *@ret_index is its index in the slice.
  */
 int q2_co_l2_for_write(Qcow2 *q, uint64_t gc, CacheTable **ret, unsigned *ret_index);
@@ -282,6 +292,23 @@ void q2_packed_range(const Qcow2 *q, uint64_t entry, uint64_t *ret_offset, uint6
 bool q2_l1_co_load(Qcow2 *q, GError **error);
 /* Marks an L1 entry as changed in memory. */
 void q2_l1_set(Qcow2 *q, uint64_t index, uint64_t entry);
+
+/* ---- subcluster.c ----------------------------------------------------------------------------------------------- */
+
+/* Damage: an offset that cannot be one, or a bitmap that contradicts itself. */
+bool q2_entry_is_bad(const Qcow2 *q, uint64_t entry, uint64_t bitmap);
+/* Does it have a host cluster that nobody else refers to? */
+bool q2_entry_is_ours(const Qcow2 *q, uint64_t entry);
+/* What subcluster @sub of a sound entry is; without extended entries, what the cluster is. */
+Q2Kind q2_sub_kind(const Qcow2 *q, uint64_t entry, uint64_t bitmap, unsigned sub);
+/* How many subclusters from @sub on are what that one is. */
+unsigned q2_sub_alike(const Qcow2 *q, uint64_t entry, uint64_t bitmap, unsigned sub);
+/* How many from @sub on have a place in the host cluster, but no data there. */
+unsigned q2_sub_unused(const Qcow2 *q, uint64_t entry, uint64_t bitmap, unsigned sub);
+/* The subclusters of guest cluster @gc that [@start, @end), which touches it, covers; lower half of a bitmap. */
+uint32_t q2_sub_mask(const Qcow2 *q, uint64_t gc, uint64_t start, uint64_t end);
+/* When the cluster gets a new place: all subclusters that must move there are among [*@ret_first, *@ret_after). */
+void q2_sub_kept(const Qcow2 *q, uint64_t entry, uint64_t bitmap, unsigned *ret_first, unsigned *ret_after);
 
 /* snapshot.c: enters the tables of all snapshots into the set of metadata. */
 bool q2_snapshots_co_load(Qcow2 *q, GError **error);
@@ -347,6 +374,8 @@ struct Qcow2 {
     /* geometry: constant while open */
     unsigned cluster_bits, l2_bits, slice_bits; /* l2_bits: entries of an L2 table; slice_bits: of a slice */
     unsigned l2_entry_bytes;                    /* 8, or 16: with a bitmap of subclusters */
+    unsigned sub_bits, subs;                    /* subclusters, and how many a cluster has; without any: clusters, 1 */
+    uint64_t zero_flag;                         /* of an entry that reads as zeroes: Q2_ZERO or, if there is none, 0 */
     unsigned rb_bits;                           /* entries of a refcount block */
     uint64_t cluster_size;
     unsigned csize_shift; /* of compressed entries */
@@ -386,7 +415,7 @@ struct Qcow2 {
 
     CoMutex commit_lock;
     CoMutex header_lock; /* for who changes extensions; nobody waits for another lock with it */
-    Claim *claims;
+    Claim *claims;       /* in subclusters of the guest */
 
     bool wrote; /* autoclear bits are dealt with */
     CoMutex first_write_lock;
@@ -447,11 +476,21 @@ static inline void q2_l2_set(const Qcow2 *q, uint8_t *table, uint64_t i, uint64_
         store_be64(table + i * q->l2_entry_bytes + 8, bitmap);
 }
 
+static inline unsigned q2_slice_index(const Qcow2 *q, uint64_t gc)
+{
+    return (unsigned)(gc & ((UINT64_C(1) << q->slice_bits) - 1));
+}
+
+static inline unsigned q2_sub_index(const Qcow2 *q, uint64_t offset)
+{
+    return (unsigned)(offset >> q->sub_bits) & (q->subs - 1);
+}
+
 static inline Q2Kind q2_entry_kind(const Qcow2 *q, uint64_t entry)
 {
     if (entry & Q2_COMPRESSED)
         return Q2_PACKED;
-    if ((entry & Q2_ZERO) && q->header.version >= 3)
+    if (entry & q->zero_flag)
         return entry & Q2_OFFSET_MASK ? Q2_ZERO_ALLOC : Q2_ZERO_PLAIN;
     return entry & Q2_OFFSET_MASK ? Q2_NORMAL : Q2_UNALLOCATED;
 }

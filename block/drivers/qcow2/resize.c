@@ -109,22 +109,25 @@ static int l1_co_grow(Qcow2 *q, uint64_t size)
 /* What the old last cluster holds behind the old end must not come to light. */
 static int grow_co_zero_tail(Qcow2 *q, uint64_t size)
 {
-    uint64_t old = q->header.size, bytes = u64_min(size, align_up(old, q->cluster_size)) - old;
+    uint64_t at = q->header.size, end = u64_min(size, align_up(at, q->cluster_size));
     struct iovec iov[Q2_MAX_CLUSTER_BITS * 2];
-    IoVec vec = {.iov = iov};
     Extent map;
-    int ret;
+    int ret = 0;
 
-    if (!bytes)
-        return 0;
-    ret = q2_co_map(q, old, bytes, &map);
-    if (ret < 0 || (map.kind != Q2_NORMAL && map.kind != Q2_PACKED))
-        return ret;
-    for (; vec.size < bytes; vec.n++) {
-        iov[vec.n] = (struct iovec){.iov_base = iov_zeroes, .iov_len = u64_min(bytes - vec.size, IOV_ZEROES)};
-        vec.size += iov[vec.n].iov_len;
+    for (; at < end && ret == 0; at += map.bytes) {
+        IoVec vec = {.iov = iov};
+        ret = q2_co_map(q, at, end - at, &map);
+        if (ret < 0)
+            break;
+        if (map.kind != Q2_NORMAL && map.kind != Q2_PACKED)
+            continue;
+        for (; vec.size < map.bytes; vec.n++) {
+            iov[vec.n] = (struct iovec){.iov_base = iov_zeroes, .iov_len = u64_min(map.bytes - vec.size, IOV_ZEROES)};
+            vec.size += iov[vec.n].iov_len;
+        }
+        ret = q2_co_pwritev(q->node, at, map.bytes, &vec, 0, 0);
     }
-    return q2_co_pwritev(q->node, old, bytes, &vec, 0, 0);
+    return ret;
 }
 
 static int resize_co_grow(Qcow2 *q, uint64_t size, uint64_t l1_need)

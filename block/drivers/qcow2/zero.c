@@ -5,6 +5,9 @@
  * behind the commit that writes them (free.c). What reads as zeroes after one of these requests does so because the
  * entry says so, or because there is nothing below and never will be: an image that names a backing file and was opened
  * without it may get it later. A version 2 image, which has no zero entries, declines where that is not so.
+ *
+ * With extended L2 entries all this goes subcluster by subcluster, and the host cluster is given back when the last of
+ * its subclusters with data is let go of; without unmapping it stays. Of a compressed cluster only all can be zeroed.
  */
 #include "block/drivers/qcow2/qcow2.h"
 
@@ -32,9 +35,72 @@ static Fate fate_of(const Qcow2 *q, uint64_t entry, uint64_t gc, Why why)
     return FATE_PLAIN_ZERO;
 }
 
-/* Changes the entries of up to @n guest clusters from @gc on within one slice. */
-static int zero_co_slice(Qcow2 *q, uint64_t gc, uint64_t n, Why why, uint64_t *done)
+/* The new values of an ordinary entry. 0 or -ENOTSUP. */
+static int change_cluster(const Qcow2 *q, uint64_t gc, Why why, uint64_t *entry)
 {
+    switch (fate_of(q, *entry, gc, why)) {
+    case FATE_CANNOT:
+        return -ENOTSUP;
+    case FATE_ZERO_ALLOC:
+        *entry |= Q2_ZERO;
+        break;
+    case FATE_PLAIN_ZERO:
+        *entry = Q2_ZERO;
+        break;
+    case FATE_NOTHING:
+        *entry = 0;
+        break;
+    default:
+        break;
+    }
+    return 0;
+}
+
+/* The new values of an extended one, of which the subclusters @mask are meant. @others: somebody fills other
+ * subclusters of the cluster. */
+static int change_subs(const Qcow2 *q, uint64_t gc, Why why, uint32_t mask, bool others, uint64_t *entry,
+                       uint64_t *bitmap)
+{
+    Q2Kind kind = q2_entry_kind(q, *entry);
+    bool below = backing_may_show(q->node, gc << q->cluster_bits), all = mask == UINT32_MAX;
+    uint32_t data = (uint32_t)*bitmap, zero = (uint32_t)(*bitmap >> 32);
+
+    if (why == WHY_DROP) {
+        *entry = *bitmap = 0;
+        return 0;
+    }
+    if (kind == Q2_PACKED) {
+        if (!all)
+            return why == WHY_DISCARD ? 0 : -ENOTSUP;
+        *entry = 0;
+        *bitmap = (uint64_t)mask << 32;
+        return 0;
+    }
+    /* Without something below, only what shows data has to change. */
+    zero |= below ? mask : mask & data;
+    if (kind == Q2_NORMAL && !(data & ~mask) && (all || (data && !others)) &&
+        !(why == WHY_ZERO && (*entry & Q2_COPIED)))
+        *entry = 0; /* nothing is left in the cluster */
+    *bitmap = (uint64_t)zero << 32 | (data & ~mask);
+    return 0;
+}
+
+/* The new values of the entry of guest cluster @gc, of which [@start, @end) is meant, in subclusters of the guest. */
+static int change_entry(const Qcow2 *q, uint64_t gc, uint64_t start, uint64_t end, Why why, uint64_t *entry,
+                        uint64_t *bitmap)
+{
+    uint32_t mask;
+
+    if (q->subs == 1)
+        return change_cluster(q, gc, why, entry);
+    mask = q2_sub_mask(q, gc, start << q->sub_bits, end << q->sub_bits);
+    return change_subs(q, gc, why, mask, claim_find(q->claims, gc * q->subs, q->subs) != NULL, entry, bitmap);
+}
+
+/* Changes the entries of up to @n subclusters of the guest from @u on within one slice. */
+static int zero_co_slice(Qcow2 *q, uint64_t u, uint64_t n, Why why, uint64_t *done)
+{
+    uint64_t gc = u / q->subs, end, clusters, entry, bitmap;
     Claim *other;
     CacheTable *table;
     uint8_t *data;
@@ -45,60 +111,58 @@ static int zero_co_slice(Qcow2 *q, uint64_t gc, uint64_t n, Why why, uint64_t *d
         ret = q2_co_l2_for_write(q, gc, &table, &i);
         if (ret < 0)
             return ret;
-        n = u64_min(n, (1u << q->slice_bits) - i);
-        other = claim_find(q->claims, gc, n);
+        n = u64_min(n, (gc + (1u << q->slice_bits) - i) * q->subs - u);
+        other = claim_find(q->claims, u, n);
         if (other)
             coqueue_co_wait(&other->waiters, NULL);
     } while (other);
 
-    for (uint64_t k = 0; k < n; k++)
-        if (fate_of(q, q2_l2_entry(q, table->data, i + k), gc + k, why) == FATE_CANNOT)
-            return -ENOTSUP;
+    end = u + n;
+    clusters = (end - 1) / q->subs - gc + 1;
+    for (uint64_t k = 0; k < clusters; k++) {
+        entry = q2_l2_entry(q, table->data, i + k);
+        bitmap = q2_l2_bitmap(q, table->data, i + k);
+        if (G_UNLIKELY(q2_entry_is_bad(q, entry, bitmap)))
+            return q2_co_entry_bad(q, gc + k, entry);
+        ret = change_entry(q, gc + k, u, end, why, &entry, &bitmap);
+        if (ret < 0)
+            return ret;
+    }
     data = table_cache_modify(&q->l2, table);
     if (!data)
         return -ENOMEM;
-    for (uint64_t k = 0; k < n; k++) {
-        uint64_t entry = q2_l2_entry(q, data, i + k);
-        switch (fate_of(q, entry, gc + k, why)) {
-        case FATE_ZERO_ALLOC:
-            q2_l2_set(q, data, i + k, entry | Q2_ZERO, 0);
-            break;
-        case FATE_PLAIN_ZERO:
-            q2_free_entry_later(q, entry, Q2_FREE_REQUEST);
-            q2_l2_set(q, data, i + k, Q2_ZERO, 0);
-            break;
-        case FATE_NOTHING:
-            q2_free_entry_later(q, entry, Q2_FREE_REQUEST);
-            q2_l2_set(q, data, i + k, 0, 0);
-            break;
-        default:
-            break;
-        }
+    for (uint64_t k = 0; k < clusters; k++) {
+        uint64_t old = entry = q2_l2_entry(q, data, i + k);
+        bitmap = q2_l2_bitmap(q, data, i + k);
+        change_entry(q, gc + k, u, end, why, &entry, &bitmap);
+        if (entry != old && !(entry & Q2_OFFSET_MASK))
+            q2_free_entry_later(q, old, Q2_FREE_REQUEST);
+        q2_l2_set(q, data, i + k, entry, bitmap);
     }
     *done = n;
     return 0;
 }
 
-/* Whole clusters. What needs no change is passed over without making L2 tables for it. */
-static int zero_co_clusters(Qcow2 *q, uint64_t gc, uint64_t n, Why why)
+/* Subclusters of the guest. What needs no change is passed over without making L2 tables for it. */
+static int zero_co_subs(Qcow2 *q, uint64_t u, uint64_t n, Why why)
 {
     int ret = 0;
 
     while (n && ret == 0) {
         uint64_t done;
         Extent map;
-        ret = q2_co_map(q, gc << q->cluster_bits, n << q->cluster_bits, &map);
+        ret = q2_co_map(q, u << q->sub_bits, n << q->sub_bits, &map);
         if (ret < 0)
             break;
-        done = map.bytes >> q->cluster_bits;
-        if (map.kind == Q2_UNALLOCATED && !claim_find(q->claims, gc, done) &&
-            (why == WHY_DROP || !backing_may_show(q->node, gc << q->cluster_bits))) {
+        done = map.bytes >> q->sub_bits;
+        if (map.kind == Q2_UNALLOCATED && q2_entry_kind(q, map.entry) == Q2_UNALLOCATED &&
+            !claim_find(q->claims, u, done) && (why == WHY_DROP || !backing_may_show(q->node, u << q->sub_bits))) {
             /* reads as zeroes already, with nothing to let go of */
         } else {
-            ret = zero_co_slice(q, gc, n, why, &done);
+            ret = zero_co_slice(q, u, n, why, &done);
             q2_free_co_throttle(q);
         }
-        gc += done;
+        u += done;
         n -= done;
     }
     return ret;
@@ -106,10 +170,10 @@ static int zero_co_clusters(Qcow2 *q, uint64_t gc, uint64_t n, Why why)
 
 int q2_co_drop(Qcow2 *q, uint64_t gc, uint64_t n)
 {
-    return zero_co_clusters(q, gc, n, WHY_DROP);
+    return zero_co_subs(q, gc * q->subs, n * q->subs, WHY_DROP);
 }
 
-/* Does part of one cluster read as zeroes because of its entry? Then nothing has to be done. */
+/* Does part of one subcluster read as zeroes because of its entry? Then nothing has to be done. */
 static int zero_co_partial(Qcow2 *q, uint64_t offset, uint64_t bytes)
 {
     while (bytes) {
@@ -117,8 +181,8 @@ static int zero_co_partial(Qcow2 *q, uint64_t offset, uint64_t bytes)
         int ret = q2_co_map(q, offset, bytes, &map);
         if (ret < 0)
             return ret;
-        if (claim_find(q->claims, offset >> q->cluster_bits,
-                       ((offset + map.bytes - 1) >> q->cluster_bits) + 1 - (offset >> q->cluster_bits)))
+        if (claim_find(q->claims, offset >> q->sub_bits,
+                       ((offset + map.bytes - 1) >> q->sub_bits) + 1 - (offset >> q->sub_bits)))
             return -ENOTSUP;
         if (map.kind != Q2_ZERO_PLAIN && map.kind != Q2_ZERO_ALLOC &&
             !(map.kind == Q2_UNALLOCATED && !backing_may_show(q->node, offset)))
@@ -129,17 +193,17 @@ static int zero_co_partial(Qcow2 *q, uint64_t offset, uint64_t bytes)
     return 0;
 }
 
-/* The whole clusters of a range; the disk's end counts as the end of its last cluster. */
-static bool whole_clusters(const Qcow2 *q, uint64_t offset, uint64_t bytes, uint64_t *ret_first, uint64_t *ret_n)
+/* The whole subclusters of a range; the disk's end counts as the end of its last cluster. */
+static bool whole_subs(const Qcow2 *q, uint64_t offset, uint64_t bytes, uint64_t *ret_first, uint64_t *ret_n)
 {
-    uint64_t end = offset + bytes;
+    uint64_t end = offset + bytes, size = UINT64_C(1) << q->sub_bits;
 
     if (end == q->header.size)
         end = align_up(end, q->cluster_size);
-    offset = align_up(offset, q->cluster_size);
-    end = align_down(end, q->cluster_size);
-    *ret_first = offset >> q->cluster_bits;
-    *ret_n = end > offset ? (end - offset) >> q->cluster_bits : 0;
+    offset = align_up(offset, size);
+    end = align_down(end, size);
+    *ret_first = offset >> q->sub_bits;
+    *ret_n = end > offset ? (end - offset) >> q->sub_bits : 0;
     return *ret_n > 0;
 }
 
@@ -151,12 +215,12 @@ int q2_co_pwrite_zeroes(Node *node, uint64_t offset, uint64_t bytes, ReqFlags fl
 
     if (G_UNLIKELY(q->corrupt))
         return -EIO;
-    if (!whole_clusters(q, offset, bytes, &first, &n) || first << q->cluster_bits != offset ||
-        (offset + bytes != q->header.size && q2_in_cluster(q, bytes)))
+    if (!whole_subs(q, offset, bytes, &first, &n) || first << q->sub_bits != offset ||
+        (offset + bytes != q->header.size && !is_aligned(bytes, UINT64_C(1) << q->sub_bits)))
         return zero_co_partial(q, offset, bytes); /* the graph writes it out where that does not help */
     if (!q->wrote)
         ret = q2_co_before_first_write(q);
-    return ret == 0 ? zero_co_clusters(q, first, n, flags & REQ_MAY_UNMAP ? WHY_ZERO_UNMAP : WHY_ZERO) : ret;
+    return ret == 0 ? zero_co_subs(q, first, n, flags & REQ_MAY_UNMAP ? WHY_ZERO_UNMAP : WHY_ZERO) : ret;
 }
 
 int q2_co_pdiscard(Node *node, uint64_t offset, uint64_t bytes)
@@ -167,9 +231,9 @@ int q2_co_pdiscard(Node *node, uint64_t offset, uint64_t bytes)
 
     if (G_UNLIKELY(q->corrupt))
         return -EIO;
-    if (!whole_clusters(q, offset, bytes, &first, &n))
+    if (!whole_subs(q, offset, bytes, &first, &n))
         return -ENOTSUP;
     if (!q->wrote)
         ret = q2_co_before_first_write(q);
-    return ret == 0 ? zero_co_clusters(q, first, n, WHY_DISCARD) : ret;
+    return ret == 0 ? zero_co_subs(q, first, n, WHY_DISCARD) : ret;
 }

@@ -61,7 +61,7 @@ static int extent_co_write(void *state, const Extent *map, uint64_t offset, cons
 }
 
 /* Is the old content of the cluster at guest @offset known to be zero? */
-static int cow_co_is_zero(void *state, uint64_t offset, bool *ret)
+static int cow_co_is_zero(void *state, uint64_t offset, uint64_t bytes, bool *ret)
 {
     Qed *q = state;
     Extent map;
