@@ -28,6 +28,7 @@ typedef struct FileState {
      * extent stays good until then; see file-map.c. */
     bool slow_seek;                /* lseek(2) may take long here: use a worker */
     bool no_seek;                  /* no SEEK_DATA: all is data */
+    CoMutex seek_lock;             /* of slow ones: one look-up at a time */
     uint64_t data_start, data_end; /* empty: start == end */
 } FileState;
 

@@ -21,8 +21,14 @@
 #define READ_AHEAD 4096u
 /* How often receive buffers are taken from clients that fell silent. */
 #define IDLE_NS INT64_C(1000000000)
-/* What the kernel may hold of our answers: a load of big reads. */
-#define SEND_BUFFER (1024 * 1024)
+/*
+ * What the kernel may hold of our answers, and how much of them may wait for a full socket before no more requests are
+ * begun: a buffer that is filled, sent and used again stays in the processor's cache. Measured (256 KiB reads, 16 in
+ * flight, tmpfs): 64 us of our time a request with both, 67 without OUT_MAX, 75 with a socket buffer of 1 MiB; the
+ * client, too, takes 40 us instead of 50.
+ */
+#define SEND_BUFFER (256 * 1024)
+#define OUT_MAX     (256u * 1024)
 
 void nbd_client_close(NbdClient *client)
 {
@@ -256,6 +262,8 @@ static bool has_room(const NbdClient *client, size_t bytes)
 {
     if (!client->n_reqs)
         return coroutine_available(client->loop);
+    if (client->sending && client->out_bytes > OUT_MAX)
+        return false;
     return client->n_reqs < NBD_MAX_REQUESTS && client->req_bytes + bytes <= NBD_MAX_CLIENT_BYTES &&
            client->server->bytes + bytes <= NBD_MAX_SERVER_BYTES && coroutine_available(client->loop);
 }
