@@ -26,7 +26,8 @@
  * 0.57 us in a batch, 0.62 us as a system call of its own); what would block, and buffered writes, which may wait for
  * allocation or write-back, are done by the kernel's threads.
  */
-#define INLINE_MAX (1024 * 1024)
+#define INLINE_MAX      (1024 * 1024)
+#define COPY_INLINE_MAX (64 * 1024)
 /* What one call takes from the budget at least. */
 #define INLINE_COST 4096
 
@@ -215,6 +216,36 @@ int aio_co_fallocate(int fd, int mode, int64_t offset, int64_t length)
         ret = sqe_co_wait(self, sqe);
     } while (io_co_again(self, &ret, fd, 0, false));
     return ret;
+}
+
+typedef struct CopyRange {
+    int in, out;
+    off_t from, to;
+    size_t bytes;
+} CopyRange;
+
+static int copy_range(void *opaque)
+{
+    CopyRange *c = opaque;
+    while (c->bytes) {
+        ssize_t n = copy_file_range(c->in, &c->from, c->out, &c->to, c->bytes, 0);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return n < 0 ? -errno : -ENODATA;
+        c->bytes -= (size_t)n;
+    }
+    return 0;
+}
+
+int aio_co_copy_range(int in, int64_t from, int out, int64_t to, size_t bytes)
+{
+    CopyRange c = {.in = in, .from = from, .out = out, .to = to, .bytes = bytes};
+    /* A short copy in memory takes less than to wake a worker and to be woken by it. */
+    if (bytes <= COPY_INLINE_MAX && fd_is_memory(coroutine_self()->loop, in) &&
+        inline_co_admit(coroutine_self()->loop, out, to, bytes))
+        return copy_range(&c);
+    return aio_co_worker(copy_range, &c);
 }
 
 /*

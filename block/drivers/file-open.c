@@ -23,7 +23,7 @@ typedef struct OpenJob {
 
     int fd; /* -1 on failure */
     struct stat st;
-    bool opened_writable, device_refused, align_ok, slow_seek;
+    bool opened_writable, device_refused, align_ok, slow_seek, memory;
     uint32_t align, mem_align, block_size;
 } OpenJob;
 
@@ -58,6 +58,7 @@ static void look_at_file(OpenJob *job)
         job->block_size = (uint32_t)sector;
     job->slow_seek = fstatfs(job->fd, &fs) < 0 ||
                      (fs.f_type != EXT4_SUPER_MAGIC && fs.f_type != (long)XFS_MAGIC && fs.f_type != (long)BTRFS_MAGIC);
+    job->memory = job->slow_seek && fs.f_type == TMPFS_MAGIC;
 }
 
 /* The kernel opens a device for writing even when it is set to read-only; then each write fails. */
@@ -174,6 +175,7 @@ bool file_co_open(Node *node, const BlockdevOptions *options, GError **error)
     s->mem_align = job.mem_align;
     s->block_size = job.block_size;
     s->slow_seek = job.slow_seek;
+    s->memory = job.memory;
     s->no_seek = s->device;
     if (!job.opened_writable)
         node->flags.read_only = true;

@@ -27,6 +27,7 @@ typedef struct FileState {
     /* Block status: the last extent of data found. Data becomes a hole only by what we do ourselves, so that an
      * extent stays good until then; see file-map.c. */
     bool slow_seek;                /* lseek(2) may take long here: use a worker */
+    bool memory;                   /* tmpfs: finding data is quick, finding a hole is not */
     bool no_seek;                  /* no SEEK_DATA: all is data */
     CoMutex seek_lock;             /* of slow ones: one look-up at a time */
     uint64_t data_start, data_end; /* empty: start == end */
