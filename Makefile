@@ -13,7 +13,7 @@ else
 
 BUILD ?= build
 CC ?= gcc
-PKGS := glib-2.0 gio-2.0 json-glib-1.0 liburing libnbd zlib libzstd
+PKGS := glib-2.0 gio-2.0 json-glib-1.0 liburing libnbd zlib libzstd nettle
 OPT ?= -O2 -g
 SAN ?=
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS))
@@ -28,10 +28,11 @@ Q := $(if $(V),,@)
 say = @$(if $(V),:,echo "  $(1)")
 PYTHON ?= /usr/bin/python3
 
-STOREYS := util aio qapi graph format drivers jobs export daemon
+STOREYS := util aio qapi crypto graph format drivers jobs export daemon
 DIR_util := block/util
 DIR_aio := block/aio
 DIR_qapi := qapi/rt
+DIR_crypto := block/crypto
 DIR_graph := block/graph
 DIR_format := block/format
 DIR_drivers := block/drivers block/drivers/qcow2 block/drivers/qed block/drivers/nbd
@@ -79,6 +80,7 @@ $(GEN)/drivers.c: block/drivers/list.sh $(DRIVER_SRCS)
 SRC_util := $(wildcard $(DIR_util)/*.c)
 SRC_aio := $(wildcard $(DIR_aio)/*.c)
 SRC_qapi := $(wildcard $(DIR_qapi)/*.c) $(GEN)/qapi/tables.c $(GEN)/qapi/events.c
+SRC_crypto := $(wildcard $(DIR_crypto)/*.c)
 SRC_graph := $(wildcard $(DIR_graph)/*.c)
 SRC_format := $(wildcard $(DIR_format)/*.c)
 SRC_drivers := $(DRIVER_SRCS) $(GEN)/drivers.c
@@ -110,7 +112,8 @@ $(foreach s,$(STOREYS),$(eval $(call archive,$(s))))
 below_util := util
 below_aio := aio $(below_util)
 below_qapi := qapi $(below_aio)
-below_graph := graph $(below_qapi)
+below_crypto := crypto $(below_qapi)
+below_graph := graph $(below_crypto)
 below_format := format $(below_graph)
 below_drivers := drivers $(below_format)
 below_jobs := jobs $(below_drivers)

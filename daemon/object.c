@@ -31,7 +31,7 @@ static bool set_legacy_limits(ThrottleGroup *group, const ObjectOptions *options
     return limits && throttle_group_set(group, limits, error);
 }
 
-static void *group_make(Daemon *daemon, const ObjectOptions *options, GError **error)
+static void *group_co_make(Daemon *daemon, const ObjectOptions *options, GError **error)
 {
     const ThrottleLimits *limits = options->u.throttle_group.limits;
     ThrottleGroup *group = throttle_group_new(daemon->graph, options->id, error);
@@ -55,7 +55,7 @@ static void group_free(void *thing)
     throttle_group_unref(thing);
 }
 
-static JsonNode *group_get(const void *thing, const char *property)
+static JsonNode *group_get(const void *thing, const char *property, GError **error)
 {
     g_autoptr(ThrottleLimits) limits = throttle_group_get(thing);
     g_autoptr(JsonNode) all = qapi_encode_ThrottleLimits(limits);
@@ -79,13 +79,65 @@ static bool group_set(void *thing, const char *property, JsonNode *value, GError
     return throttle_group_set(thing, limits, error);
 }
 
+/* ---- secret ----------------------------------------------------------------------------------------------------- */
+
+static void *secret_co_make(Daemon *daemon, const ObjectOptions *options, GError **error)
+{
+    return secret_co_new(graph_secrets(daemon->graph), options->id, &options->u.secret, error);
+}
+
+/* Whoever needed the value has taken it. */
+static bool secret_in_use(const void *thing)
+{
+    return false;
+}
+
+static void secret_release(void *thing)
+{
+    secret_free(thing);
+}
+
+static JsonNode *secret_get(const void *thing, const char *property, GError **error)
+{
+    g_autoptr(JsonNode) all = qapi_encode_SecretProperties(secret_properties(thing));
+    JsonNode *value = json_object_get_member(json_node_get_object(all), property);
+    JsonNode *text;
+
+    if (strcmp(property, "data") == 0) {
+        error_set(error, "Property 'secret.data' is not readable");
+        return NULL;
+    }
+    if (value)
+        return json_node_copy(value);
+    text = json_node_new(JSON_NODE_VALUE);
+    if (strcmp(property, "loaded") == 0)
+        json_node_set_boolean(text, true);
+    else
+        json_node_set_string(text, strcmp(property, "format") == 0 ? "raw" : "");
+    return text;
+}
+
+static bool secret_set(void *thing, const char *property, JsonNode *value, GError **error)
+{
+    return error_set(error, "Property cannot be set after initialization");
+}
+
 /* ---- all kinds -------------------------------------------------------------------------------------------------- */
 
 static const ObjectKind kinds[] = {
     {
+        .type = OBJECT_TYPE_SECRET,
+        .properties = &qapi_type_SecretProperties,
+        .co_make = secret_co_make,
+        .in_use = secret_in_use,
+        .free = secret_release,
+        .get = secret_get,
+        .set = secret_set,
+    },
+    {
         .type = OBJECT_TYPE_THROTTLE_GROUP,
         .properties = &qapi_type_ThrottleGroupProperties,
-        .make = group_make,
+        .co_make = group_co_make,
         .in_use = group_in_use,
         .free = group_free,
         .get = group_get,
@@ -123,7 +175,7 @@ Object *object_find(Daemon *daemon, const char *id)
     return NULL;
 }
 
-bool object_add(Daemon *daemon, const ObjectOptions *options, GError **error)
+bool object_co_add(Daemon *daemon, const ObjectOptions *options, GError **error)
 {
     const ObjectKind *kind = object_kind_find(qapi_ObjectType_str(options->qom_type));
 
@@ -132,7 +184,7 @@ bool object_add(Daemon *daemon, const ObjectOptions *options, GError **error)
         return error_set(error, "Parameter 'id' expects an identifier");
     if (object_find(daemon, options->id))
         return error_set(error, "attempt to add duplicate property '%s' to object (type 'container')", options->id);
-    void *thing = kind->make(daemon, options, error);
+    void *thing = kind->co_make(daemon, options, error);
     if (!thing)
         return false;
     Object *object = g_new(Object, 1);
@@ -169,5 +221,5 @@ void objects_free(Daemon *daemon)
 
 bool object_co_apply(Daemon *daemon, void *value, GError **error)
 {
-    return object_add(daemon, value, error);
+    return object_co_add(daemon, value, error);
 }

@@ -2,7 +2,7 @@
  * Objects: things with a name that are neither nodes, jobs nor exports and that those refer to. The kinds are those of
  * QMP's ObjectType; what a kind can do stands in one table (object.c).
  *
- * Loop's thread; nothing yields.
+ * Loop's thread. Only making one may yield.
  */
 #pragma once
 #include "daemon/daemon.h"
@@ -21,17 +21,17 @@ struct ObjectKind {
     ObjectType type;
     const QapiType *properties; /* the struct that object-add takes */
     /* Makes the thing; NULL with @error. */
-    void *(*make)(Daemon *daemon, const ObjectOptions *options, GError **error);
+    void *(*co_make)(Daemon *daemon, const ObjectOptions *options, GError **error);
     /* Is it referred to, so that it must stay? */
     bool (*in_use)(const void *thing);
     void (*free)(void *thing);
-    /* The value of a property that exists; the caller's. */
-    JsonNode *(*get)(const void *thing, const char *property);
+    /* The value of a property that exists; the caller's. NULL with @error: it is not for showing. */
+    JsonNode *(*get)(const void *thing, const char *property, GError **error);
     bool (*set)(void *thing, const char *property, JsonNode *value, GError **error);
 };
 
 /* As object-add. */
-bool object_add(Daemon *daemon, const ObjectOptions *options, GError **error);
+bool object_co_add(Daemon *daemon, const ObjectOptions *options, GError **error);
 bool object_del(Daemon *daemon, const char *id, GError **error);
 /* Borrowed; NULL: there is none. */
 Object *object_find(Daemon *daemon, const char *id);

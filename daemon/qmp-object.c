@@ -8,7 +8,7 @@
 
 bool qmp_co_object_add(QmpContext *ctx, const ObjectOptions *arg, GError **error)
 {
-    return object_add(qmp_daemon(ctx), arg, error);
+    return object_co_add(qmp_daemon(ctx), arg, error);
 }
 
 bool qmp_co_object_del(QmpContext *ctx, const ObjectDelArgs *arg, GError **error)
@@ -166,8 +166,8 @@ bool qmp_co_qom_get(QmpContext *ctx, const QomGetArgs *arg, JsonNode **ret, GErr
     }
     if (place != PLACE_OBJECT || !has_property(object->kind, arg->property))
         return error_set(error, "Property '%s.%s' not found", place_type(place, object), arg->property);
-    *ret = object->kind->get(object->thing, arg->property);
-    return true;
+    *ret = object->kind->get(object->thing, arg->property, error);
+    return *ret;
 }
 
 bool qmp_co_qom_set(QmpContext *ctx, const QomSetArgs *arg, GError **error)

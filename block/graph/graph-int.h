@@ -20,6 +20,7 @@ struct Graph {
     ImageWatch *image_watch; /* image.h; NULL: nobody */
     void *image_watch_opaque;
     GQueue throttle_groups; /* of ThrottleGroup *, each with references of its own */
+    SecretStore *secrets;   /* by which options name passwords and keys */
     bool unthrottled;       /* no request waits for its turn any more */
 };
 

@@ -10,6 +10,7 @@ Graph *graph_new(Loop *loop)
 
     graph->loop = loop;
     graph->by_name = g_hash_table_new(g_str_hash, g_str_equal);
+    graph->secrets = secret_store_new();
     return graph;
 }
 
@@ -19,12 +20,18 @@ void graph_free(Graph *graph)
         return;
     g_assert(g_queue_is_empty(&graph->nodes) && g_queue_is_empty(&graph->devices));
     g_hash_table_destroy(graph->by_name);
+    secret_store_free(graph->secrets);
     g_free(graph);
 }
 
 Loop *graph_loop(Graph *graph)
 {
     return graph->loop;
+}
+
+SecretStore *graph_secrets(Graph *graph)
+{
+    return graph->secrets;
 }
 
 Node *graph_find_node(Graph *graph, const char *name)

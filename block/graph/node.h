@@ -9,6 +9,7 @@
  */
 #pragma once
 #include "block/aio/coroutine.h"
+#include "block/crypto/secret.h"
 #include "block/util/error.h"
 #include "qapi/types.h"
 #include <sys/uio.h>
@@ -173,6 +174,8 @@ Graph *graph_new(Loop *loop);
 /* Every node must be gone. Takes NULL. */
 void graph_free(Graph *graph);
 Loop *graph_loop(Graph *graph);
+/* The secrets that options of nodes name. */
+SecretStore *graph_secrets(Graph *graph);
 
 /* Borrowed; NULL when there is none, or none yet: a node can be found when it is open. */
 Node *graph_find_node(Graph *graph, const char *name);

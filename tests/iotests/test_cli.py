@@ -90,7 +90,7 @@ class Words(sd.Case):
                 ('--monitor', 'c,mode=readline', "Parameter 'mode' does not accept value 'readline'"),
                 ('--nbd-server', 'addr.type=unix', "Parameter 'addr.path' is missing"),
                 ('--export', 'nbd,id=e,node-name=nosuch', 'nosuch'),
-                ('--object', 'secret,id=s,data=x', "Parameter 'qom-type' does not accept value 'secret'"),
+                ('--object', 'wizard,id=s,data=x', "Parameter 'qom-type' does not accept value 'wizard'"),
                 ('--object', 'throttle-group,id=g,limits.iops-size=5', 'iops size requires an iops value'),
                 ('--drive', 'file=x', "Parameter 'id' is missing")):
             with self.subTest(value=value):
