@@ -2,7 +2,7 @@
  * qcow2, case by case: what is refused and with which words, options, backing files, snapshots, damage, resizing,
  * creation. The random tests are in drivers-image-model.c and drivers-image-crash.c.
  */
-#include "drivers-image.h"
+#include "drivers-qcow2.h"
 #include "block/graph/debug.h"
 
 static char *last_event;
@@ -14,40 +14,6 @@ static void on_event(const char *name, JsonNode *data, void *opaque)
     g_free(last_event);
     last_event = g_strdup_printf("%s %s", name, text);
     json_node_unref(data);
-}
-
-/* Writes a big-endian number of @size bytes into the file "image". */
-static void poke(long offset, unsigned size, uint64_t value)
-{
-    g_autofree char *path = in_folder("image");
-    uint8_t raw[8];
-    FILE *f = fopen(path, "r+b");
-
-    assert_non_null(f);
-    store_be64(raw, value);
-    assert_int_equal(fseek(f, offset, SEEK_SET), 0);
-    assert_int_equal(fwrite(raw + 8 - size, size, 1, f), 1);
-    assert_int_equal(fclose(f), 0);
-}
-
-static uint64_t peek(long offset)
-{
-    g_autofree char *path = in_folder("image");
-    uint8_t raw[8];
-    FILE *f = fopen(path, "rb");
-
-    assert_non_null(f);
-    assert_int_equal(fseek(f, offset, SEEK_SET), 0);
-    assert_int_equal(fread(raw, 8, 1, f), 1);
-    fclose(f);
-    return load_be64(raw);
-}
-
-static Node *image_co_open(const char *more)
-{
-    return must_co_open("{'driver':'qcow2','node-name':'q','discard':'unmap',"
-                        "'file':{'driver':'file','filename':'%s/image'}%s}",
-                        folder, more);
 }
 
 static void image_co_refuse(const char *text, const char *more)
