@@ -52,6 +52,7 @@ help:
 	@echo 'make check-asan      the same under AddressSanitizer and UndefinedBehaviorSanitizer, in build-asan'
 	@echo 'make check-seeds     the QEMU iotests that specify the project (SEEDS=DIR)'
 	@echo 'make fuzz            fuzz every parser for TIME=60 seconds (FUZZ=NAME: one), with clang, in build-fuzz'
+	@echo 'make crash-replay    simulate power cuts: STATES=20000 distinct ones, SEED=1 (ONLY=REGEX: of some workloads)'
 	@echo 'make bench           speed beside the peers (ROWS="NAME…": some of the rows)'
 	@echo 'make format lint     clang-format all sources; run the lints'
 	@echo 'make docs            the QMP reference, from the schema, in $(BUILD)/docs/qmp-reference.md'
@@ -155,10 +156,17 @@ $(BUILD)/tests/fuzz/$(1)-%: $(BUILD)/obj/tests/fuzz/$(1)-%.o $(FUZZ_MAIN) $(call
 	$(Q)$$(CC) $$(LDFLAGS) $$(FUZZ_LDFLAGS) -o $$@ $$^ $$(LDLIBS)
 endef
 $(foreach s,$(STOREYS),$(eval $(call fuzz_rule,$(s))))
+# The replay of power cuts: docs/crash-replay.md.
+REPLAY := $(BUILD)/tests/fault/crash-replay
+REPLAY_OBJ := $(call obj,$(wildcard tests/fault/replay/*.c))
+$(REPLAY): $(REPLAY_OBJ) $(call libs,daemon)
+	@mkdir -p $(@D)
+	$(call say,LINK $@)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 .SECONDARY:
 
 .PHONY: tests-build
-tests-build: $(UNIT_TESTS) $(GRAPH_TESTS) $(FUZZ_TESTS)
+tests-build: $(UNIT_TESTS) $(GRAPH_TESTS) $(FUZZ_TESTS) $(REPLAY)
 
 # Builds with all cores unless -j says otherwise; tests run on as many.
 JOBS ?= $(shell nproc)
@@ -180,6 +188,13 @@ check-asan:
 check-seeds:
 	+@$(SUBMAKE) all
 	@BUILD=$(BUILD) tests/iotests/run-seeds $(SEEDS)
+
+STATES ?= 20000
+SEED ?= 1
+.PHONY: crash-replay
+crash-replay:
+	+@$(SUBMAKE) $(REPLAY)
+	@$(REPLAY) --states $(STATES) --seed $(SEED) $(if $(ONLY),--only '$(ONLY)')
 
 TIME ?= 60
 fuzz:

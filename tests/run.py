@@ -2,7 +2,7 @@
 
     python3 tests/run.py [--build DIR] [--jobs N] [--only PATTERN] [--timeout SECONDS] [KIND…]
 
-KIND: lint unit graph fuzz python seeds (all of them when none is named). Seeds are the QEMU iotests in $SEEDS, if that
+KIND: lint unit graph fuzz fault python seeds (all of them when none is named). Seeds are the QEMU iotests in $SEEDS, if that
 folder is there (docs/iotests.md). PATTERN is a regular expression; it selects what
 contains it in its name: a binary, a corpus, a lint, a Python file, or one case (FILE Class.test_name).
 Every case counts singly. A test that crashes, hangs or has no cases counts as failed. Output of what failed is printed;
@@ -252,6 +252,7 @@ def find(build, kinds, only, timeout):
         name = rel(src)[:-2]
         corpus = os.path.join(TOP, 'tests/fuzz/corpus', os.path.basename(name))
         add(Plain('fuzz', name, [os.path.join(build, name), corpus], timeout))
+    add(Plain('fault', 'tests/fault/crash-replay', [os.path.join(build, 'tests/fault/crash-replay')], timeout))
     for src in sorted(glob.glob(f'{TOP}/tests/*/test_*.py')):
         argv = [sys.executable, os.path.abspath(__file__), '--child', src] + (['--only', only] if only else [])
         add(Python('python', rel(src), argv, timeout, only))
@@ -295,7 +296,7 @@ def run_all(args):
     signal.signal(signal.SIGINT, stop_all)
     signal.signal(signal.SIGTERM, stop_all)
     build = os.path.abspath(args.build)
-    kinds = args.kinds or ['lint', 'unit', 'graph', 'fuzz', 'python', 'seeds']
+    kinds = args.kinds or ['lint', 'unit', 'graph', 'fuzz', 'fault', 'python', 'seeds']
     items = find(build, kinds, args.only, args.timeout)
     tmp = tempfile.mkdtemp(prefix='sd-check-')
     if 'seeds' in kinds:
@@ -306,7 +307,7 @@ def run_all(args):
     except (OSError, ValueError):
         times = {}
     # The long ones first, so that no core idles at the end; what was never timed counts as long when it is Python.
-    items.sort(key=lambda i: -times.get(i.name, 30 if i.kind in ('python', 'seeds') else 0))
+    items.sort(key=lambda i: -times.get(i.name, 30 if i.kind in ('python', 'seeds', 'fault') else 0))
     env = {**os.environ, 'BUILD': build, 'TMPDIR': tmp, 'PYTHONDONTWRITEBYTECODE': '1'}
     env.setdefault('STORAGE_DAEMON', os.path.join(build, 'storage-daemon'))
     env.setdefault('STORAGE_CTL', os.path.join(build, 'storage-ctl'))
@@ -345,7 +346,7 @@ def main():
     parser.add_argument('--verbose', action='store_true')
     parser.add_argument('--child', metavar='FILE', help=argparse.SUPPRESS)
     parser.add_argument('--report', help=argparse.SUPPRESS)
-    parser.add_argument('kinds', nargs='*', choices=[[], 'lint', 'unit', 'graph', 'fuzz', 'python', 'seeds'])
+    parser.add_argument('kinds', nargs='*', choices=[[], 'lint', 'unit', 'graph', 'fuzz', 'fault', 'python', 'seeds'])
     args = parser.parse_args()
     if args.child:
         return child(args.child, args.only, args.report)

@@ -1,6 +1,6 @@
 /*
  * qcow2, case by case: what is refused and with which words, options, backing files, snapshots, damage, resizing,
- * creation. The random tests are in drivers-image-model.c and drivers-image-crash.c.
+ * creation. The random tests are in drivers-image-model.c and tests/fault/replay.
  */
 #include "drivers-qcow2.h"
 #include "block/graph/debug.h"

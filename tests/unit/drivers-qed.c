@@ -1,7 +1,7 @@
 /*
  * qed, case by case: what is refused and with which words, backing files, the flag that asks for a check and the repair
  * it brings about, damage, zeroes, resizing, creation. The random tests are in drivers-image-model.c and
- * drivers-image-crash.c.
+ * tests/fault/replay.
  */
 #include "drivers-image.h"
 #include "block/graph/reopen.h"

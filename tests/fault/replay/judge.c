@@ -1,0 +1,318 @@
+#include "tests/fault/replay/judge.h"
+#include "block/graph/graph-int.h"
+#include "block/util/bytes.h"
+#include "qapi/rt/json.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum {
+    QEMU_EVERY = 5,
+    SECOND_EVERY = 24, /* states after which the image is used again, with a second cut */
+    SECOND_OPS = 14,   /* of the guest then */
+    SECOND_WINDOWS = 2,
+    SECOND_STATES = 3, /* of each window */
+    PER_WINDOW = 48,
+};
+
+/* What is being judged. */
+typedef struct Case {
+    Run *run;
+    Tally *tally;
+    States *states;
+    Model *model;
+    const GArray *views;
+    uint64_t when;
+    bool clean;       /* not even leaks */
+    bool second;      /* it is a second cut already */
+    const char *what; /* for failures */
+} Case;
+
+bool tally_is_new(Tally *t, uint64_t hash)
+{
+    hash += hash == 0;
+    for (uint64_t i = hash & (t->hashes_room - 1);; i = (i + 1) & (t->hashes_room - 1)) {
+        uint64_t seen = 0;
+        if (__atomic_compare_exchange_n(&t->hashes[i], &seen, hash, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+            return true;
+        if (seen == hash)
+            return false;
+    }
+}
+
+static void count(uint64_t *what)
+{
+    __atomic_fetch_add(what, 1, __ATOMIC_RELAXED);
+}
+
+static void G_GNUC_PRINTF(2, 3) G_GNUC_NORETURN fail(const Case *c, const char *fmt, ...)
+{
+    g_autofree char *pieces = states_describe(c->states);
+    va_list args;
+
+    va_start(args, fmt);
+    g_autofree char *text = g_strdup_vprintf(fmt, args);
+    va_end(args);
+    run_fail(c->run, "%s, power cut after moment %" PRIu64 "%s: %s\nOpen requests, # is there:%s", c->what, c->when,
+             c->second ? " (the second one)" : "", text, pieces);
+}
+
+/* ---- this driver ------------------------------------------------------------------------------------------------ */
+
+static Node *open_co_view(const Case *c, const View *view, const char *name, ViewMode mode)
+{
+    g_autofree char *json = run_view_json(c->run, view, name, mode);
+    g_autoptr(GError) error = NULL;
+    g_autoptr(JsonNode) tree = json_parse(json, -1, &error);
+    g_autoptr(BlockdevOptions) options = tree ? qapi_decode_BlockdevOptions(tree, &error) : NULL;
+    Node *node = options ? node_co_open(c->run->daemon->graph, options, NULL, &error) : NULL;
+
+    if (!node)
+        fail(c, "%s does not open: %s", json, error->message);
+    return node;
+}
+
+/* The guest's disk into *@ret_data, which the caller frees. */
+static uint64_t read_co_view(const Case *c, const View *view, uint8_t **ret_data)
+{
+    g_autoptr(GError) error = NULL;
+    Node *node = open_co_view(c, view, "view", VIEW_READ);
+    Port *port = port_co_new(c->run->daemon->graph, node, PERM_CONSISTENT_READ, PERM_ALL, NULL, NULL, &error);
+    uint64_t size;
+    int ret;
+
+    if (!port)
+        fail(c, "%s", error->message);
+    size = port_size(port);
+    *ret_data = g_malloc(size + 1);
+    ret = size ? port_co_pread(port, 0, size, *ret_data, 0) : 0;
+    port_co_free(port);
+    node_co_unref(node);
+    if (ret < 0)
+        fail(c, "the guest's disk does not read: %s", g_strerror(-ret));
+    return size;
+}
+
+static void judge_co_view(const Case *c, const View *view)
+{
+    g_autofree uint8_t *data = NULL;
+    g_autofree char *why = NULL;
+    uint64_t size = read_co_view(c, view, &data);
+
+    if (!model_allows(c->model, data, size, &why))
+        fail(c, "%s", why);
+}
+
+/* ---- qemu-img --------------------------------------------------------------------------------------------------- */
+
+static char *path_of(const Case *c, const char *name)
+{
+    return g_build_filename(c->run->folder, name, NULL);
+}
+
+static int run_qemu_img(const char *format, const char *path, const char *output)
+{
+    char *argv[] = {"qemu-img", "check", "-f", (char *)format, (char *)path, NULL};
+    posix_spawn_file_actions_t actions;
+    int status;
+    pid_t pid;
+
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_addopen(&actions, 1, output, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    posix_spawn_file_actions_adddup2(&actions, 1, 2);
+    if (posix_spawnp(&pid, argv[0], &actions, NULL, argv, environ) != 0)
+        return 127;
+    posix_spawn_file_actions_destroy(&actions);
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+    }
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128;
+}
+
+static void judge_by_qemu(const Case *c, const View *view)
+{
+    g_autofree char *output = path_of(c, "qemu-img.log"), *said = NULL, *image = path_of(c, view->image);
+    int code;
+
+    for (size_t i = 0; i < c->run->n_tracked; i++) {
+        g_autofree char *path = path_of(c, c->run->tracked[i].disk->name);
+        disk_store_file(c->run->tracked[i].disk, path);
+    }
+    code = run_qemu_img(view->format, image, output);
+    count(&c->tally->qemu);
+    if (code == 0 || (code == 3 && !c->clean))
+        return;
+    g_file_get_contents(output, &said, NULL, NULL);
+    fail(c, "qemu-img check ends with %d:\n%s", code, said ? said : "");
+}
+
+/* ---- a state ---------------------------------------------------------------------------------------------------- */
+
+/* What a format does that was not closed, when it is opened for writing. */
+static void repair_co_view(const Case *c, const View *view)
+{
+
+    node_co_unref(open_co_view(c, view, "repaired", VIEW_WRITE));
+}
+
+static bool needs_repair(const View *view)
+{
+    return view->format && strcmp(view->format, "qed") == 0;
+}
+
+static void judge_co_state(const Case *c, bool qemu)
+{
+    for (guint i = 0; i < c->views->len; i++) {
+        const View *view = &g_array_index(c->views, View, i);
+        if (c->when < view->from || c->when >= view->until)
+            continue;
+        judge_co_view(c, view);
+        count(&c->tally->opened);
+        if (needs_repair(view)) {
+            repair_co_view(c, view);
+            judge_co_view(c, view);
+        }
+        if (qemu && view->image)
+            judge_by_qemu(c, view);
+    }
+}
+
+/* ---- the second cut --------------------------------------------------------------------------------------------- */
+
+static const View *some_view(const Case *c)
+{
+    for (guint i = c->views->len; i > 0; i--) {
+        const View *view = &g_array_index(c->views, View, i - 1);
+        if (c->when >= view->from && c->when < view->until)
+            return view;
+    }
+    return NULL;
+}
+
+/* The disks as they are now are where @again begins; the guest's disk holds @data. */
+static void begin_again(Run *again, const Run *run, const uint8_t *data, uint64_t size)
+{
+    *again = (Run){.w = run->w, .seed = run->seed, .daemon = run->daemon, .folder = run->folder, .suffix = ".again"};
+    again->n_tracked = run->n_tracked;
+    again->next_value = run->next_value + (UINT64_C(1) << 31) + rnd(1 << 20) * 1024;
+    run_alloc_guest(again, size, size);
+    for (uint64_t s = 0; s < again->sectors; s++)
+        memcpy(&again->now[s], data + s * SECTOR, 8);
+    for (size_t i = 0; i < run->n_tracked; i++) {
+        g_autofree char *log = g_strdup_printf("%s.log.again", run->tracked[i].disk->name);
+        Tracked *t = &again->tracked[i];
+        *t = (Tracked){.disk = run->tracked[i].disk};
+        t->start = g_memdup2(t->disk->data, t->disk->size);
+        t->start_size = t->disk->size;
+        t->disk->slow = true;
+        disk_resize(disk_get(log), 0);
+    }
+    disk_resize(disk_get("guest.log.again"), 0);
+}
+
+static void judge_co_second(const Case *first)
+{
+    const View *view = some_view(first);
+    g_autofree uint8_t *data = NULL;
+    g_autofree uint64_t *base = NULL;
+    g_autofree char *json = NULL;
+    uint64_t size;
+    Run again;
+    Case c = *first;
+
+    if (!view)
+        return;
+    size = read_co_view(first, view, &data);
+    begin_again(&again, first->run, data, size);
+    base = g_memdup2(again.now, again.sectors * 8);
+    json = run_view_json(&again, view, "q", VIEW_LOGGED);
+    run_co_open(&again, json);
+    guest_co_run(&again, SECOND_OPS);
+    run_co_close(&again);
+    run_parse_logs(&again);
+    c.run = &again;
+    c.second = true;
+    c.clean = false;
+    c.states = states_new(again.tracked, again.n_tracked);
+    c.model = model_new(again.guest, size, base, again.sectors);
+    for (unsigned w = 0; w < SECOND_WINDOWS; w++) {
+        c.when = states_enter(c.states, rnd(states_windows(c.states)));
+        model_at(c.model, c.when);
+        c.when = first->when; /* for the views */
+        for (unsigned i = 0; i < SECOND_STATES && states_next(c.states, UINT32_MAX); i++) {
+            judge_co_state(&c, i == 0 && w == 0);
+            count(&c.tally->second);
+        }
+    }
+    states_free(c.states);
+    model_free(c.model);
+    run_clear(&again);
+}
+
+/* ---- a run ------------------------------------------------------------------------------------------------------ */
+
+/* Everything completed and was closed. */
+static void judge_co_end(Case *c)
+{
+    states_final(c->states);
+    c->what = "the end";
+    c->when = UINT64_MAX - 1;
+    model_at(c->model, c->when);
+    c->clean = c->run->clean;
+    judge_co_state(c, true);
+    c->clean = false;
+}
+
+static void judge_co_window(Case *c, size_t window, unsigned *left)
+{
+    unsigned most = MIN(*left, (unsigned)PER_WINDOW);
+
+    c->when = states_enter(c->states, window);
+    c->what = states_open(c->states) <= ALL_SUBSETS ? "one of all states" : "a state";
+    model_at(c->model, c->when);
+    while (*left && states_next(c->states, most)) {
+        count(&c->tally->built);
+        *left -= 1;
+        if (!tally_is_new(c->tally, states_hash(c->states, 1)))
+            continue;
+        uint64_t number = __atomic_add_fetch(&c->tally->distinct, 1, __ATOMIC_RELAXED);
+        judge_co_state(c, number % QEMU_EVERY == 0);
+        if (number % SECOND_EVERY == 0)
+            judge_co_second(c);
+    }
+}
+
+void judge_co_run(Run *run, Tally *tally, unsigned states)
+{
+    Case c = {.run = run, .tally = tally};
+    g_autofree size_t *order = NULL;
+    g_autofree uint64_t *base = NULL;
+    size_t n;
+
+    run_co_record(run);
+    run->clean = run->clean && !fault.happened;
+    fault = (Fault){0};
+    base = g_new0(uint64_t, run->size / SECTOR);
+    for (uint64_t s = 0; s < run->size / SECTOR && run->w->backing; s++)
+        base[s] = base_value(s);
+    c.views = run->views;
+    c.states = states_new(run->tracked, run->n_tracked);
+    c.model = model_new(run->guest, run->size, base, run->size / SECTOR);
+    judge_co_end(&c);
+    n = states_windows(c.states);
+    order = g_new(size_t, n);
+    for (size_t i = 0; i < n; i++) {
+        size_t k = (size_t)rnd(i + 1);
+        order[i] = order[k];
+        order[k] = i;
+    }
+    for (size_t i = 0; i < n && states; i++)
+        judge_co_window(&c, order[i], &states);
+    states_free(c.states);
+    model_free(c.model);
+    run_clear(run);
+    disks_free();
+    count(&tally->runs);
+}

@@ -1,0 +1,293 @@
+/*
+ * Carrying a workload out: images, nodes, commands, the logs that come of it.
+ */
+#include "tests/fault/replay/run.h"
+#include "block/aio/io.h"
+#include "block/graph/graph-int.h"
+#include "block/util/bytes.h"
+#include "qapi/commands.h"
+#include "qapi/rt/json.h"
+#include "daemon/session.h"
+#include "block/drivers/qed/qed.h"
+#include <inttypes.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+/* ---- images ----------------------------------------------------------------------------------------------------- */
+
+static void shell_must(const Run *run, const char *command)
+{
+    g_autofree char *text = g_strdup_printf("cd '%s' && { %s; } >shell.log 2>&1", run->folder, command);
+    g_autofree char *path = g_build_filename(run->folder, "shell.log", NULL), *said = NULL;
+
+    if (system(text) == 0)
+        return;
+    g_file_get_contents(path, &said, NULL, NULL);
+    run_fail(run, "%s: %s", command, said);
+}
+
+static void make_base(const Run *run)
+{
+    g_autofree uint8_t *data = g_malloc(run->w->size);
+    g_autofree char *path = g_build_filename(run->folder, "base", NULL);
+
+    for (uint64_t s = 0; s < run->w->size / SECTOR; s++)
+        fill(data + s * SECTOR, SECTOR, base_value(s));
+    disk_load(disk_get("base"), data, run->w->size);
+    disk_store_file(disk_get("base"), path);
+}
+
+static void track(Run *run, const char *name)
+{
+    Tracked *t = &run->tracked[run->n_tracked++];
+    g_autofree char *path = g_build_filename(run->folder, name, NULL);
+
+    t->disk = disk_get(name);
+    disk_load_file(t->disk, path);
+    t->disk->slow = true;
+    t->start = g_memdup2(t->disk->data, t->disk->size);
+    t->start_size = t->disk->size;
+}
+
+static void make_images(Run *run)
+{
+    g_autofree char *command =
+        g_strdup_printf("%s%sqemu-img create -f %s %s file %" PRIu64, run->w->more ? run->w->more : "",
+                        run->w->more ? " && " : "", run->w->format, run->w->create, run->w->size);
+
+    if (run->w->backing)
+        make_base(run);
+    shell_must(run, command);
+    if (!run->w->tracked[0])
+        track(run, "file");
+    for (size_t i = 0; i < STATES_DISKS_MAX && run->w->tracked[i]; i++)
+        track(run, run->w->tracked[i]);
+}
+
+/* ---- commands and nodes ----------------------------------------------------------------------------------------- */
+
+bool run_co_cmd(Run *run, const char *fmt, ...)
+{
+    QmpContext ctx = {.daemon = run->daemon};
+    g_autoptr(GError) error = NULL;
+    JsonNode *ret = NULL;
+    va_list args;
+
+    va_start(args, fmt);
+    g_autofree char *text = g_strdup_vprintf(fmt, args);
+    va_end(args);
+    g_autoptr(JsonNode) tree = json_parse(text, -1, &error);
+    if (!tree)
+        run_fail(run, "%s: %s", text, error->message);
+    JsonObject *object = json_node_get_object(tree);
+    const char *name = json_object_get_string_member(object, "execute");
+    const QapiCommand *command = qapi_find_command(qapi_commands, qapi_n_commands, name);
+    if (!command)
+        run_fail(run, "there is no command '%s'", name);
+    if (!qapi_co_dispatch(command, &ctx, json_object_get_member(object, "arguments"), &ret, &error)) {
+        if (!fault.happened)
+            run_fail(run, "%s: %s", text, error->message);
+        return false;
+    }
+    json_node_unref(ret);
+    return true;
+}
+
+static char *log_name(const Run *run, const char *disk)
+{
+    return g_strdup_printf("%s.log%s", disk, run->suffix ? run->suffix : "");
+}
+
+const char *run_logged(Run *run, const char *disk)
+{
+    g_autofree char *log = log_name(run, disk);
+    g_autofree char *text =
+        g_strdup_printf("{'driver':'blklogwrites','node-name':'%s.logged','log-order':true,'log-append':%s,"
+                        "'file':{'driver':'null-co','node-name':'%s'},'log':{'driver':'null-co','node-name':'%s'}}",
+                        disk, disk_get(log)->size ? "true" : "false", disk, log);
+
+    return g_intern_string(text);
+}
+
+bool run_co_open(Run *run, const char *json)
+{
+    g_autofree char *row = NULL;
+    g_autoptr(GError) error = NULL;
+    g_autofree char *log = log_name(run, "guest");
+    Node *node;
+
+    if (!json)
+        json = row = g_strdup_printf("{'driver':'%s','node-name':'q','discard':'unmap','file':%s%s%s}", run->w->format,
+                                     run_logged(run, "file"), run->w->options ? run->w->options : "",
+                                     run->w->backing ? ",'backing':{'driver':'null-co','node-name':'base'}" : "");
+    if (!run_co_cmd(run, "{'execute':'blockdev-add','arguments':%s}", json))
+        return false;
+    if (run->w->qed_slices &&
+        !qed_tables_init(qed_of(graph_find_node(run->daemon->graph, "q")), run->w->qed_slices, NULL))
+        run_fail(run, "no memory for qed's cache");
+    run_co_cmd(run,
+               "{'execute':'blockdev-add','arguments':{'driver':'blklogwrites','node-name':'guest','discard':'unmap',"
+               "'log-order':true,'log-append':%s,'file':'q','log':{'driver':'null-co','node-name':'%s'}}}",
+               disk_get(log)->size ? "true" : "false", log);
+    node = graph_find_node(run->daemon->graph, "guest");
+    run->port = port_co_new(run->daemon->graph, node, PERM_CONSISTENT_READ | PERM_WRITE, PERM_ALL, NULL, NULL, &error);
+    if (!run->port)
+        run_fail(run, "%s", error->message);
+    run->port->writable = true;
+    return true;
+}
+
+/* Deletes what blockdev-add made, parents first. */
+static void drop_co_nodes(Run *run)
+{
+    graph_co_close_all(run->daemon->graph);
+}
+
+void run_co_close(Run *run)
+{
+    port_co_free(g_steal_pointer(&run->port));
+    drop_co_nodes(run);
+}
+
+void run_co_job_wait(Run *run, const char *job, const char *state)
+{
+    for (;;) {
+        QmpContext ctx = {.daemon = run->daemon};
+        const QapiCommand *command = qapi_find_command(qapi_commands, qapi_n_commands, "query-jobs");
+        g_autoptr(GError) error = NULL;
+        JsonNode *ret = NULL;
+        const char *status = NULL, *trouble = NULL;
+        if (!qapi_co_dispatch(command, &ctx, NULL, &ret, &error))
+            run_fail(run, "query-jobs: %s", error->message);
+        g_autoptr(JsonNode) tree = ret;
+        JsonArray *jobs = json_node_get_array(tree);
+        for (guint i = 0; i < json_array_get_length(jobs); i++) {
+            JsonObject *o = json_array_get_object_element(jobs, i);
+            if (strcmp(json_object_get_string_member(o, "id"), job) == 0) {
+                status = json_object_get_string_member(o, "status");
+                trouble = json_object_get_string_member_with_default(o, "error", NULL);
+            }
+        }
+        if (!status || (trouble && !fault.happened))
+            run_fail(run, "job '%s': %s", job, trouble ? trouble : "is gone");
+        if (strcmp(status, state) == 0 || strcmp(status, "concluded") == 0)
+            return;
+        aio_co_sleep_until(LOOP_CLOCK_REAL, loop_now(run->daemon->loop, LOOP_CLOCK_REAL) + 500000);
+    }
+}
+
+/* ---- views ------------------------------------------------------------------------------------------------------ */
+
+char *run_view_json(Run *run, const View *view, const char *name, ViewMode mode)
+{
+    g_autoptr(GString) text = g_string_new(view->json);
+
+    for (size_t i = 0; i < run->n_tracked && mode == VIEW_LOGGED; i++) {
+        g_autofree char *disk = g_strdup_printf("DISK(%s)", run->tracked[i].disk->name);
+        g_string_replace(text, disk, run_logged(run, run->tracked[i].disk->name), 0);
+    }
+    g_string_replace(text, "NODE", name, 0);
+    g_string_replace(text, "DISK(", "{'driver':'null-co','node-name':'", 0);
+    g_string_replace(text, ")", "'}", 0);
+    g_string_replace(text, "'MODE'", mode != VIEW_READ ? "'read-only':false,'discard':'unmap'" : "'read-only':true", 0);
+    return g_string_free(g_steal_pointer(&text), FALSE);
+}
+
+void run_view_too(Run *run, const char *image, const char *format, const char *json)
+{
+    View view = {
+        .json = g_strdup(json), .image = image, .format = format, .from = blklogwrites_clock(), .until = UINT64_MAX};
+
+    g_array_append_val(run->views, view);
+}
+
+void run_view(Run *run, const char *image, const char *format, const char *json)
+{
+    uint64_t now = blklogwrites_clock();
+
+    for (guint i = 0; i < run->views->len; i++) {
+        View *view = &g_array_index(run->views, View, i);
+        view->until = u64_min(view->until, now);
+    }
+    run_view_too(run, image, format, json);
+}
+
+static void first_view(Run *run)
+{
+    g_autofree char *json = g_strdup_printf("{'driver':'%s','node-name':'NODE','MODE','file':DISK(file)%s}",
+                                            run->w->format, run->w->backing ? ",'backing':DISK(base)" : "");
+
+    run_view(run, "file", run->w->format, json);
+}
+
+/* ---- a run ------------------------------------------------------------------------------------------------------ */
+
+static void two_co_rounds(Run *run)
+{
+    for (int round = 0; round < 2 && !fault.happened; round++) {
+        if (!run_co_open(run, NULL))
+            return;
+        guest_co_run(run, run->w->ops);
+        run_co_close(run);
+    }
+}
+
+static GArray *parse_log(Run *run, const char *disk)
+{
+    g_autofree char *name = log_name(run, disk);
+    g_autoptr(GError) error = NULL;
+    Disk *log = disk_get(name);
+    GArray *records = log->size ? log_parse(log->data, log->size, &error) : g_array_new(FALSE, TRUE, sizeof(Record));
+
+    if (!records)
+        run_fail(run, "the log of '%s': %s", disk, error->message);
+    return records;
+}
+
+void run_parse_logs(Run *run)
+{
+    for (size_t i = 0; i < run->n_tracked; i++) {
+        run->tracked[i].disk->slow = false;
+        run->tracked[i].records = parse_log(run, run->tracked[i].disk->name);
+    }
+    run->guest = parse_log(run, "guest");
+}
+
+void run_alloc_guest(Run *run, uint64_t size, uint64_t room)
+{
+    run->size = size;
+    run->sectors = size / SECTOR;
+    run->now = g_new0(uint64_t, room / SECTOR);
+    run->sure = g_malloc(room / SECTOR);
+    memset(run->sure, 1, room / SECTOR);
+}
+
+void run_co_record(Run *run)
+{
+    rnd_seed(run->seed * 1000003 + (uint64_t)(run->w - workloads));
+    run->views = g_array_new(FALSE, TRUE, sizeof(View));
+    run->next_value = (run->seed + 1) << 32;
+    run_alloc_guest(run, run->w->size, run->w->size * 4);
+    for (uint64_t s = 0; s < run->sectors && run->w->backing; s++)
+        run->now[s] = base_value(s);
+    make_images(run);
+    first_view(run);
+    run->clean = true;
+    (run->w->co_body ? run->w->co_body : two_co_rounds)(run);
+    run_parse_logs(run);
+}
+
+void run_clear(Run *run)
+{
+    for (size_t i = 0; i < run->n_tracked; i++) {
+        g_free(run->tracked[i].start);
+        g_array_free(run->tracked[i].records, TRUE);
+    }
+    for (guint i = 0; run->views && i < run->views->len; i++)
+        g_free(g_array_index(run->views, View, i).json);
+    if (run->views)
+        g_array_free(run->views, TRUE);
+    g_array_free(run->guest, TRUE);
+    g_free(run->now);
+    g_free(run->sure);
+}

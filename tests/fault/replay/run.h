@@ -1,0 +1,119 @@
+/*
+ * Workloads: what is done to an image while its disks' requests and the guest's are logged.
+ *
+ * A workload is a row of the table in workloads.c. Disks have names; the images of the row are made by qemu-img under
+ * those names. Whatever the body does to the disks that the row tracks is recorded; what the guest does goes through
+ * port, over a node "guest" that logs as well. Commands are those of QMP.
+ */
+#pragma once
+#include "tests/fault/replay/model.h"
+#include "tests/fault/replay/states.h"
+#include "block/graph/port.h"
+#include "daemon/daemon.h"
+#include <json-glib/json-glib.h>
+
+typedef struct Run Run;
+
+/* How often the guest does what. */
+typedef struct Mix {
+    unsigned read, write, zero, discard, compressed, flush, fua;
+} Mix;
+
+typedef struct Workload {
+    const char *name;
+    const char *format;  /* of the image "file" */
+    const char *create;  /* options of qemu-img create for it */
+    const char *options; /* of its node: members of JSON, with a comma before them */
+    uint64_t size, cluster;
+    uint64_t sub;   /* bytes of a subcluster, 0: there are none */
+    bool backing;   /* a raw "base" with content */
+    unsigned ops;   /* of the guest, in each of two rounds */
+    const Mix *mix; /* NULL: some of everything */
+    /* NULL: two rounds of the guest's requests */
+    void (*co_body)(Run *run);
+    const char *more;                      /* a shell command that makes more images */
+    const char *tracked[STATES_DISKS_MAX]; /* NULL: "file" alone */
+    unsigned qed_slices;                   /* of qed's cache, 0: as it comes */
+} Workload;
+
+extern const Workload workloads[];
+extern const size_t n_workloads;
+
+/* How the guest's disk is found again. */
+typedef struct View {
+    char *json;        /* of a node; NODE stands for its name, DISK(name) for disks */
+    const char *image; /* what the checkers look at: a disk, NULL: nothing */
+    const char *format;
+    uint64_t from, until; /* moments at which it holds */
+} View;
+
+enum { WORKERS = 6 };
+
+struct Run {
+    const Workload *w;
+    uint64_t seed;
+    Daemon *daemon;
+    char *folder;
+    const char *suffix; /* of the logs' names */
+    Tracked tracked[STATES_DISKS_MAX];
+    size_t n_tracked;
+    GArray *views; /* of View */
+    bool clean;    /* the end was orderly: the image has no leaks then */
+    uint64_t size; /* of the guest's disk at first */
+    GArray *guest; /* of Record: the guest's log */
+
+    /* the guest: guest.c */
+    Port *port;
+    uint64_t next_value;
+    uint64_t *now; /* what each sector holds, when nothing is cut */
+    uint8_t *sure; /* is it sure? no discard since, no error */
+    uint64_t sectors;
+    struct {
+        uint64_t first, n;
+    } busy[WORKERS];
+    int left;
+    unsigned running;
+    CoQueue done;
+};
+
+/* ---- record.c --------------------------------------------------------------------------------------------------- */
+
+/* Carries the workload out; afterwards tracked, views and guest are there. In a coroutine. */
+void run_co_record(Run *run);
+void run_clear(Run *run);
+/* A QMP command, JSON with ' for "; must succeed, unless a fault was injected: then false. */
+bool G_GNUC_PRINTF(2, 3) run_co_cmd(Run *run, const char *fmt, ...);
+/* JSON of a logged disk. The result lives as long as the run. */
+const char *run_logged(Run *run, const char *disk);
+typedef enum ViewMode { VIEW_READ, VIEW_WRITE, VIEW_LOGGED } ViewMode; /* the last: for writing, over logged disks */
+/* A view's JSON, for node @name. Caller frees. */
+char *run_view_json(Run *run, const View *view, const char *name, ViewMode mode);
+/* What the disks' logs and the guest's say: for tracked, guest. */
+void run_parse_logs(Run *run);
+/* Room for what the guest knows about its disk. */
+void run_alloc_guest(Run *run, uint64_t size, uint64_t room);
+/* Opens node "q" from @json (NULL: the row's image), "guest" over it and the guest's port. False: a fault came first.
+ */
+bool run_co_open(Run *run, const char *json);
+void run_co_close(Run *run);
+/* Waits until the job is in @state ("ready", "concluded"). */
+void run_co_job_wait(Run *run, const char *job, const char *state);
+/* The image is found by @json from now on, and the former views hold no more. @image: for the checkers. */
+void run_view(Run *run, const char *image, const char *format, const char *json);
+/* The same, beside the former views. */
+void run_view_too(Run *run, const char *image, const char *format, const char *json);
+
+/* ---- guest.c ---------------------------------------------------------------------------------------------------- */
+
+/* @ops requests, several at a time. */
+void guest_co_run(Run *run, unsigned ops);
+/* The same, but returns at once; guest_co_wait() waits for their end. */
+void guest_start(Run *run, unsigned ops);
+void guest_co_wait(Run *run);
+void guest_co_flush(Run *run);
+/* Reads everything, and compares. */
+void guest_co_verify(Run *run);
+uint64_t base_value(uint64_t sector);
+void fill(uint8_t *buf, uint64_t bytes, uint64_t value);
+
+void G_GNUC_PRINTF(2, 3) G_GNUC_NORETURN run_fail(const Run *run, const char *fmt, ...);
