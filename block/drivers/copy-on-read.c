@@ -85,6 +85,7 @@ static int cor_co_next(Node *node, uint64_t offset, uint64_t bytes, uint64_t *re
 static int cor_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset,
                          ReqFlags flags)
 {
+    flags &= ~REQ_MAY_SKIP_ZEROES; /* it speaks for a whole request */
     while (bytes) {
         uint64_t n;
         bool copy;

@@ -56,9 +56,13 @@ static int null_co_wait(Node *node)
 static int null_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset,
                           ReqFlags flags)
 {
-    if (((NullState *)node->state)->read_zeroes)
+    bool skip = (flags & REQ_MAY_SKIP_ZEROES) && ((NullState *)node->state)->read_zeroes;
+    int ret;
+
+    if (!skip && ((NullState *)node->state)->read_zeroes)
         iov_memset(vec->iov, vec->n, vec_offset, 0, bytes);
-    return null_co_wait(node);
+    ret = null_co_wait(node);
+    return skip && ret == 0 ? READ_ZEROES : ret;
 }
 
 static int null_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset,

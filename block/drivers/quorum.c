@@ -163,8 +163,7 @@ static int read_co_fifo(QuorumOp *op)
 static int quorum_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset,
                             ReqFlags flags)
 {
-    QuorumOp op = {
-        .node = node, .offset = offset, .bytes = bytes, .vec = vec, .vec_offset = vec_offset, .flags = flags};
+    QuorumOp op = {.node = node, .offset = offset, .bytes = bytes, .vec = vec, .vec_offset = vec_offset};
 
     return ((Quorum *)node->state)->fifo ? read_co_fifo(&op) : quorum_co_vote(&op);
 }

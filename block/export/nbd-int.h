@@ -152,6 +152,7 @@ int nbd_co_status_above(NbdReq *req, bool want_zero, uint64_t offset, uint64_t b
 void nbd_reply_error(NbdReq *req, uint32_t nbd_error);
 void nbd_reply_done(NbdReq *req); /* without data */
 void nbd_reply_data(NbdReq *req); /* req->len bytes at req->buf */
+void nbd_reply_hole(NbdReq *req); /* all of a read is zeroes; only to clients with structured answers */
 void nbd_reply_iov(NbdReq *req);  /* req->iov, niov and out_bytes say */
 /* Writes a chunk's header at @p; returns NBD_CHUNK_SIZE. */
 size_t nbd_put_chunk(void *p, const NbdReq *req, uint16_t flags, uint16_t type, uint32_t len);

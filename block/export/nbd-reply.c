@@ -180,6 +180,15 @@ void nbd_reply_done(NbdReq *req)
         reply_head(req, nbd_put_chunk(req->head, req, NBD_REPLY_FLAG_DONE, NBD_REPLY_NONE, 0));
 }
 
+void nbd_reply_hole(NbdReq *req)
+{
+    size_t len = nbd_put_chunk(req->head, req, NBD_REPLY_FLAG_DONE, NBD_REPLY_OFFSET_HOLE, 12);
+
+    store_be64(req->head + len, req->offset);
+    store_be32(req->head + len + 8, req->len);
+    reply_head(req, len + 12);
+}
+
 void nbd_reply_data(NbdReq *req)
 {
     size_t len;

@@ -176,9 +176,12 @@ static void request_co_read(NbdReq *req)
         nbd_reply_error(req, NBD_ENOMEM);
         return;
     }
-    ret = port_co_pread(req_port(req), req->offset, req->len, req->buf, 0);
+    ret = port_co_pread(req_port(req), req->offset, req->len, req->buf,
+                        req->client->structured ? REQ_MAY_SKIP_ZEROES : 0);
     if (G_UNLIKELY(ret < 0))
         nbd_reply_error(req, nbd_error_of(ret));
+    else if (ret == READ_ZEROES)
+        nbd_reply_hole(req);
     else
         nbd_reply_data(req);
 }

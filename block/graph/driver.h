@@ -28,7 +28,11 @@ typedef enum ReqFlags {
     REQ_WRITE_UNCHANGED = 1 << 3,  /* visible data stays the same: needs PERM_WRITE_UNCHANGED only, dirties no bitmap */
     REQ_WRITE_COMPRESSED = 1 << 4, /* store compressed: whole clusters only */
     REQ_COPY_ON_READ = 1 << 5,     /* a read: what the node has not allocated is written to it (PERM_WRITE_UNCHANGED) */
+    REQ_MAY_SKIP_ZEROES = 1 << 6,  /* a read may return READ_ZEROES instead of filling the buffer with zeroes */
 } ReqFlags;
+
+/* All that was to be read reads as zeroes; what the buffer holds means nothing. Only with REQ_MAY_SKIP_ZEROES. */
+#define READ_ZEROES 1
 
 /* What an image is created with. Strings borrowed; NULL or 0 means "the format's default". */
 typedef struct CreateOptions {
@@ -89,6 +93,7 @@ struct Driver {
     void (*drained_begin)(Node *node);
 
     /* ---- data: 0 or -errno; offsets and bytes in bytes; buffer is @vec from @vec_offset on ---- */
+    /* @flags: REQ_MAY_SKIP_ZEROES or none; whoever looks at the data does not pass it on. */
     int (*co_preadv)(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
     /* @flags: only those in node->supported_write_flags (the graph emulates FUA by a flush otherwise). */
     int (*co_pwritev)(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);

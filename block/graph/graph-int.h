@@ -73,7 +73,7 @@ void node_set_size(Node *node, uint64_t size);
 /* io-zero.c: the write path's own use of zeroes; inside a tracked request. */
 int node_co_write_zeroes_tracked(Node *node, TrackedRequest *req, uint64_t offset, uint64_t bytes, ReqFlags flags);
 /* io.c: a read of any alignment. */
-int node_co_read(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset);
+int node_co_read(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
 /* io-cor.c: the same, and what the node has not allocated is written to it. @req is fresh. */
 int node_co_read_copying(Node *node, TrackedRequest *req, uint64_t offset, uint64_t bytes, const IoVec *vec,
                          size_t vec_offset);

@@ -40,7 +40,7 @@ static int copy_co_up(Node *node, TrackedRequest *req, uint64_t unit, uint64_t o
     if (!buf)
         return -ENOMEM;
     iovec_one(&all, &iov, buf, end - start);
-    ret = node_co_read(node, start, end - start, &all, 0);
+    ret = node_co_read(node, start, end - start, &all, 0, 0);
     if (ret == 0) {
         node_co_debug_event(node, BLKDEBUG_EVENT_COR_WRITE);
         if (bytes_are_zero(buf, end - start))
@@ -70,7 +70,7 @@ int node_co_read_copying(Node *node, TrackedRequest *req, uint64_t offset, uint6
             ret = copy_co_up(node, req, unit, offset, u64_min(bytes, status.bytes), vec, vec_offset, &n);
         } else if (ret == 0) {
             n = status.bytes ? u64_min(bytes, status.bytes) : bytes; /* behind the end there is nothing to copy */
-            ret = node_co_read(node, offset, n, vec, vec_offset);
+            ret = node_co_read(node, offset, n, vec, vec_offset, 0);
         }
         if (ret < 0)
             return ret;

@@ -44,12 +44,13 @@ static uint64_t max_transfer(const Node *node)
 }
 
 /* The driver's read, or the filtered child's. */
-static int driver_co_read(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset)
+static int driver_co_read(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset,
+                          ReqFlags flags)
 {
     if (node->drv->co_preadv)
-        return node->drv->co_preadv(node, offset, bytes, vec, vec_offset, 0);
+        return node->drv->co_preadv(node, offset, bytes, vec, vec_offset, flags);
     if (node_filtered_child(node))
-        return child_co_preadv(node->file, offset, bytes, vec, vec_offset, 0);
+        return child_co_preadv(node->file, offset, bytes, vec, vec_offset, flags);
     return -ENOTSUP;
 }
 
@@ -91,7 +92,7 @@ static int node_co_read_bounced(Node *node, const Piece *piece, uint64_t offset,
     if (!buf)
         return -ENOMEM;
     iovec_one(&whole, &iov, buf, piece->span);
-    ret = driver_co_read(node, piece->start, piece->span, &whole, 0);
+    ret = driver_co_read(node, piece->start, piece->span, &whole, 0, 0);
     if (ret == 0)
         iov_from_buf(vec->iov, vec->n, vec_offset, (char *)buf + (offset - piece->start), piece->bytes);
     aio_buf_put(node->loop, buf, piece->span);
@@ -103,7 +104,7 @@ static int node_co_read_pieces(Node *node, uint64_t offset, uint64_t bytes, cons
     while (bytes) {
         Piece piece = next_piece(node, offset, bytes, vec, vec_offset);
         int ret = piece.bounce ? node_co_read_bounced(node, &piece, offset, vec, vec_offset)
-                               : driver_co_read(node, offset, piece.bytes, vec, vec_offset);
+                               : driver_co_read(node, offset, piece.bytes, vec, vec_offset, 0);
         if (ret < 0)
             return ret;
         offset += piece.bytes;
@@ -113,18 +114,19 @@ static int node_co_read_pieces(Node *node, uint64_t offset, uint64_t bytes, cons
     return 0;
 }
 
-int node_co_read(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset)
+int node_co_read(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags)
 {
     uint64_t align = node->limits.request_alignment;
 
     if (G_UNLIKELY(offset + bytes > node->size)) {
+        flags = 0;
         uint64_t inside = offset < node->size ? node->size - offset : 0;
         iov_memset(vec->iov, vec->n, vec_offset + inside, 0, bytes - inside);
         bytes = inside;
     }
     if (G_LIKELY(!((offset | bytes) & (align - 1)) && bytes <= max_transfer(node) && bytes &&
                  vec_fits(&node->limits, vec, vec_offset, bytes)))
-        return driver_co_read(node, offset, bytes, vec, vec_offset);
+        return driver_co_read(node, offset, bytes, vec, vec_offset, flags & REQ_MAY_SKIP_ZEROES);
     return node_co_read_pieces(node, offset, bytes, vec, vec_offset);
 }
 
@@ -141,7 +143,7 @@ int child_co_preadv(Child *child, uint64_t offset, uint64_t bytes, const IoVec *
         ret = node_co_read_copying(node, &req, offset, bytes, vec, vec_offset);
         tracked_end(&req);
     } else {
-        ret = node_co_read(node, offset, bytes, vec, vec_offset);
+        ret = node_co_read(node, offset, bytes, vec, vec_offset, flags);
     }
     node_in_flight_dec(node);
     return ret;
@@ -202,13 +204,13 @@ static int node_co_write_bounced(Node *node, const Piece *piece, uint64_t offset
         bool head = offset != piece->start;
         iovec_one(&part, &iov, buf, align);
         node_co_debug_event(node, head ? BLKDEBUG_EVENT_PWRITEV_RMW_HEAD : BLKDEBUG_EVENT_PWRITEV_RMW_TAIL);
-        ret = node_co_read(node, piece->start, align, &part, 0);
+        ret = node_co_read(node, piece->start, align, &part, 0, 0);
         node_co_debug_event(node, head ? BLKDEBUG_EVENT_PWRITEV_RMW_AFTER_HEAD : BLKDEBUG_EVENT_PWRITEV_RMW_AFTER_TAIL);
     }
     if (ret == 0 && last && offset + piece->bytes != piece->start + piece->span) {
         iovec_one(&part, &iov, buf + last, align);
         node_co_debug_event(node, BLKDEBUG_EVENT_PWRITEV_RMW_TAIL);
-        ret = node_co_read(node, piece->start + last, align, &part, 0);
+        ret = node_co_read(node, piece->start + last, align, &part, 0, 0);
         node_co_debug_event(node, BLKDEBUG_EVENT_PWRITEV_RMW_AFTER_TAIL);
     }
     if (ret == 0) {

@@ -160,7 +160,7 @@ static int port_leave(Port *port, StatKind kind, uint64_t bytes, int64_t start, 
 
     if (port->count_stats && stats) {
         stats->last_access = now;
-        if (ret == 0) {
+        if (ret >= 0) {
             stats->ops[kind]++;
             stats->bytes[kind] += bytes;
             stats->time_ns[kind] += (uint64_t)(now - start);

@@ -303,6 +303,23 @@ class Requests(Nbd):
         self.assertEqual([DATA], [k for k, _ in chunks])
         self.assertEqual(2 * sd.MIB + 8, len(chunks[0][1]))
 
+    def test_short_zeroes_are_not_sent(self):
+        """Where the driver knows of them by itself; filters that look at the data get it all the same."""
+        null = {'driver': 'null-co', 'size': SIZE, 'read-zeroes': True}
+        self.d.cmd('blockdev-add', driver='raw', node_name='zeroes', file={'driver': 'blkdebug', 'image': dict(null)})
+        self.d.cmd('blockdev-add', driver='copy-on-read', node_name='copied', file=dict(null))
+        self.d.cmd('blockdev-add', driver='quorum', node_name='voted', vote_threshold=2, children=[dict(null)] * 3)
+        for node, kind in (('zeroes', HOLE), ('copied', DATA), ('voted', DATA)):
+            with self.subTest(node=node):
+                self.d.export(node, node)
+                r = self.raw().go(node.encode(), structured=True)
+                error, chunks = r.request(READ, 8192, 4096)
+                self.assertEqual((0, [kind]), (error, [k for k, _ in chunks]))
+                self.assertEqual(struct.pack('>QI', 8192, 4096) if kind == HOLE else
+                                 struct.pack('>Q', 8192) + bytes(4096), chunks[0][1])
+                self.assertEqual(bytes(5000), r.read(1, 5000))
+                self.assertEqual(bytes(4096), self.raw().go(node.encode()).read(0, 4096))
+
     def test_many_small_holes(self):
         """More pieces than fit one answer: right all the same."""
         r = self.raw().go(structured=True)
