@@ -19,17 +19,23 @@ static Graph *graph_of(const BitmapAction *a)
     return a->common.txn->daemon->graph;
 }
 
-/* Refuses early, before other actions make files, what will be refused later. */
-static bool bitmap_expect(Action *action, const char *node, const char *name, GError **error)
+/* Refuses early, before other actions make files, what will be refused later. A bitmap that is going to be changed, and
+ * that an image holds, is marked there as in use first. */
+static bool bitmap_co_expect(Action *action, const char *node, const char *name, GError **error)
 {
-    return transaction_adds_bitmap(action, name) || bitmap_lookup(action->txn->daemon->graph, node, name, NULL, error);
+    Bitmap *bitmap;
+
+    if (transaction_adds_bitmap(action, name))
+        return true;
+    bitmap = bitmap_lookup(action->txn->daemon->graph, node, name, NULL, error);
+    return bitmap && bitmap_co_touch(bitmap, error);
 }
 
 static bool existing_co_open(Action *action, GError **error)
 {
     const BlockDirtyBitmap *arg = action->arg;
 
-    return bitmap_expect(action, arg->node, arg->name, error);
+    return bitmap_co_expect(action, arg->node, arg->name, error);
 }
 
 /* ---- add -------------------------------------------------------------------------------------------------------- */
@@ -52,12 +58,14 @@ static bool add_co_prepare(Action *action, GError **error)
     node = node_skip_implicit(node);
     if (arg->has_granularity && !arg->granularity)
         return error_set(error, "Granularity must be power of 2 and at least 512");
-    if (arg->persistent)
-        return error_set(error, "Can't store persistent bitmaps to %s: driver '%s' does not store bitmaps", arg->node,
-                         node->drv->name);
     a->bitmap = bitmap_new(node, arg->has_granularity ? arg->granularity : 0, arg->name, error);
     if (!a->bitmap)
         return false;
+    if (arg->persistent && !bitmap_can_store(node, arg->name, a->bitmap->granularity, error)) {
+        bitmap_free(g_steal_pointer(&a->bitmap));
+        return false;
+    }
+    a->bitmap->persistent = a->bitmap->unsaved = arg->persistent;
     a->bitmap->enabled = !arg->disabled;
     return true;
 }
@@ -74,7 +82,10 @@ const ActionKind action_bitmap_add = {
     .co_abort = add_co_abort,
 };
 
-/* ---- remove: out of sight first, freed at commit ---------------------------------------------------------------- */
+/* ---- remove: out of the image and out of sight first, freed at commit ------------------------------------------- */
+
+/* An inconsistent one is good for nothing but this. */
+enum { REMOVE_REFUSE = BITMAP_REFUSE_BUSY | BITMAP_REFUSE_RO };
 
 /* The bitmap that the action is about, in none of the states @refuse. */
 static bool find_bitmap(BitmapAction *a, unsigned refuse, GError **error)
@@ -85,13 +96,23 @@ static bool find_bitmap(BitmapAction *a, unsigned refuse, GError **error)
     return a->bitmap && bitmap_check(a->bitmap, refuse, error);
 }
 
+/* From the image now, as long as that may take; if the action is undone, the bitmap is stored again later. */
+static bool remove_co_open(Action *action, GError **error)
+{
+    BitmapAction *a = (BitmapAction *)action;
+    const BlockDirtyBitmap *arg = action->arg;
+
+    if (transaction_adds_bitmap(action, arg->name))
+        return true;
+    return find_bitmap(a, REMOVE_REFUSE, error) && bitmap_co_forget(a->bitmap, error);
+}
+
 static bool remove_co_prepare(Action *action, GError **error)
 {
     BitmapAction *a = (BitmapAction *)action;
     GQueue *bitmaps;
 
-    /* An inconsistent one is good for nothing but this. */
-    if (!find_bitmap(a, BITMAP_REFUSE_BUSY | BITMAP_REFUSE_RO, error))
+    if (!find_bitmap(a, REMOVE_REFUSE, error))
         return false;
     bitmaps = &a->bitmap->node->bitmaps;
     a->place = g_queue_index(bitmaps, a->bitmap);
@@ -113,7 +134,7 @@ static void remove_co_abort(Action *action)
 
 const ActionKind action_bitmap_remove = {
     .size = sizeof(BitmapAction),
-    .co_open = existing_co_open,
+    .co_open = remove_co_open,
     .co_prepare = remove_co_prepare,
     .co_commit = remove_co_commit,
     .co_abort = remove_co_abort,
@@ -179,7 +200,7 @@ static bool merge_co_open(Action *action, GError **error)
 {
     const BlockDirtyBitmapMerge *arg = action->arg;
 
-    return bitmap_expect(action, arg->node, arg->target, error);
+    return bitmap_co_expect(action, arg->node, arg->target, error);
 }
 
 static bool merge_co_prepare(Action *action, GError **error)
@@ -220,10 +241,12 @@ const ActionKind action_bitmap_merge = {
 
 static bool set_enabled(BitmapAction *a, bool enabled, GError **error)
 {
-    if (!find_bitmap(a, BITMAP_REFUSE_ALL, error))
+    /* Of one whose image is read-only this changes nothing but what is to be stored later. */
+    if (!find_bitmap(a, BITMAP_REFUSE_BUSY | BITMAP_REFUSE_INCONSISTENT, error))
         return false;
     a->was_enabled = a->bitmap->enabled;
     a->bitmap->enabled = enabled;
+    a->bitmap->unsaved = a->bitmap->persistent;
     return true;
 }
 

@@ -56,7 +56,7 @@ static bool add_bitmap(NbdExport *exp, const BlockDirtyBitmapOrStr *ref, GError 
     }
     if (!bitmap_check(bitmap, BITMAP_REFUSE_BUSY | BITMAP_REFUSE_INCONSISTENT, error))
         return false;
-    if (!exp->base.writable && bitmap->enabled)
+    if (!exp->base.writable && node_writable(bitmap->node) && bitmap->enabled)
         return error_set(error, "Enabled bitmap '%s' incompatible with readonly export", bitmap->name);
     if (exp->info.contexts->len == NBD_MAX_CONTEXTS)
         return error_set(error, "An NBD export has at most %d bitmaps", NBD_MAX_CONTEXTS - (int)exp->first_bitmap);

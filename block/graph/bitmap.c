@@ -9,6 +9,7 @@
 #include "block/graph/bitmap.h"
 #include "block/graph/device.h"
 #include "block/graph/driver.h"
+#include "block/graph/graph-int.h"
 #include "block/util/bytes.h"
 #include <inttypes.h>
 
@@ -36,9 +37,26 @@ bool bitmap_name_ok(const char *name, GError **error)
     return true;
 }
 
+static Bitmap *bitmap_make(Node *node, uint64_t size, uint64_t granularity, const char *name, GError **error)
+{
+    HBitmap *bits = hbitmap_new(size, ilog2(granularity));
+    Bitmap *bitmap;
+
+    if (!bits) {
+        error_set(error, "No memory for a bitmap of node '%s' with granularity %" PRIu64, node->name, granularity);
+        return NULL;
+    }
+    bitmap = g_new0(Bitmap, 1);
+    bitmap->node = node;
+    bitmap->name = g_strdup(name);
+    bitmap->bits = bits;
+    bitmap->granularity = granularity;
+    g_queue_push_tail(&node->bitmaps, bitmap);
+    return bitmap;
+}
+
 Bitmap *bitmap_new(Node *node, uint64_t granularity, const char *name, GError **error)
 {
-    HBitmap *bits;
     Bitmap *bitmap;
 
     if (!granularity)
@@ -53,18 +71,22 @@ Bitmap *bitmap_new(Node *node, uint64_t granularity, const char *name, GError **
         error_set(error, "Bitmap already exists: %s", name);
         return NULL;
     }
-    bits = hbitmap_new(node->size, ilog2(granularity));
-    if (!bits) {
-        error_set(error, "No memory for a bitmap of node '%s' with granularity %" PRIu64, node->name, granularity);
+    bitmap = bitmap_make(node, node->size, granularity, name, error);
+    if (bitmap)
+        bitmap->enabled = true;
+    return bitmap;
+}
+
+Bitmap *bitmap_new_stored(Node *node, uint64_t size, unsigned granularity_bits, const char *name, bool inconsistent,
+                          GError **error)
+{
+    Bitmap *bitmap = bitmap_make(node, inconsistent ? 0 : size, UINT64_C(1) << granularity_bits, name, error);
+
+    if (!bitmap)
         return NULL;
-    }
-    bitmap = g_new0(Bitmap, 1);
-    bitmap->node = node;
-    bitmap->name = g_strdup(name);
-    bitmap->bits = bits;
-    bitmap->granularity = granularity;
-    bitmap->enabled = true;
-    g_queue_push_tail(&node->bitmaps, bitmap);
+    bitmap->persistent = true;
+    bitmap->inconsistent = inconsistent;
+    bitmap->readonly = !node_writable(node);
     return bitmap;
 }
 
@@ -133,6 +155,70 @@ bool bitmap_check(const Bitmap *bitmap, unsigned refuse, GError **error)
     return true;
 }
 
+/* ---- stored bitmaps --------------------------------------------------------------------------------------------- */
+
+bool bitmap_can_store(Node *node, const char *name, uint64_t granularity, GError **error)
+{
+    if (!node->drv->can_store_bitmap)
+        return error_set(error, "Can't store persistent bitmaps to %s: driver '%s' does not store bitmaps", node->name,
+                         node->drv->name);
+    if (!node_writable(node))
+        return error_set(error, "Can't make bitmap '%s' persistent in '%s': the node is read-only", name, node->name);
+    if (!node->drv->can_store_bitmap(node, name, granularity, error)) {
+        g_prefix_error(error, "Can't make bitmap '%s' persistent in '%s': ", name, node->name);
+        return false;
+    }
+    return true;
+}
+
+bool bitmap_co_touch(Bitmap *bitmap, GError **error)
+{
+    Node *node = bitmap->node;
+    int ret;
+
+    if (!bitmap->persistent || !node_writable(node))
+        return true;
+    node_ref(node);
+    node_co_enter(node);
+    ret = node_writable(node) ? node->drv->co_touch_bitmaps(node) : 0;
+    node->write_gen++;
+    node_in_flight_dec(node);
+    if (ret < 0)
+        error_set_errno(error, -ret, "Could not mark the bitmaps of node '%s' as in use", node->name);
+    node_co_unref(node);
+    return ret == 0;
+}
+
+bool bitmap_co_forget(Bitmap *bitmap, GError **error)
+{
+    g_autofree char *name = g_strdup(bitmap->name);
+    Node *node = bitmap->node;
+    bool ok;
+
+    if (!bitmap->persistent)
+        return true;
+    bitmap->unsaved = true;
+    node_ref(node);
+    node_co_enter(node);
+    ok = node_writable(node) ? node->drv->co_remove_bitmap(node, name, error)
+                             : error_set(error, "Bitmap '%s' is readonly and cannot be modified", name);
+    node->write_gen++;
+    node_in_flight_dec(node);
+    node_co_unref(node);
+    return ok;
+}
+
+HBitmap *bitmap_all_bits(const Bitmap *bitmap)
+{
+    HBitmap *bits = hbitmap_clone(bitmap->bits);
+    bool same_size = !bits || !bitmap->successor || hbitmap_merge(bits, bitmap->successor->bits);
+
+    g_assert(same_size);
+    return bits;
+}
+
+/* ---- freezing --------------------------------------------------------------------------------------------------- */
+
 bool bitmap_recording(const Bitmap *bitmap)
 {
     return bitmap->successor ? bitmap->successor->enabled : bitmap->enabled;
@@ -162,6 +248,7 @@ bool bitmap_freeze(Bitmap *bitmap, GError **error)
 static void bitmap_thaw(Bitmap *bitmap)
 {
     bitmap->enabled = bitmap->successor->enabled;
+    bitmap->unsaved = true;
     successor_free(bitmap);
     g_assert(bitmap->busy > 0);
     bitmap->busy--;
@@ -231,6 +318,8 @@ bool node_resize_bitmaps(Node *node, uint64_t size, GError **error)
     /* Growing can fail half-way. Bits past the node's end do no harm, so what has grown already stays grown. */
     for (GList *l = node->bitmaps.head; l; l = l->next) {
         Bitmap *bitmap = l->data;
+        if (bitmap->inconsistent) /* has no bits */
+            continue;
         if (!hbitmap_truncate(bitmap->bits, size) ||
             (bitmap->successor && !hbitmap_truncate(bitmap->successor->bits, size)))
             return error_set(error, "No memory to resize bitmap '%s' of node '%s' to %" PRIu64 " bytes",

@@ -15,6 +15,7 @@ struct Bitmap {
     uint64_t granularity; /* bytes, a power of two */
     bool enabled;         /* records writes */
     bool persistent;      /* the format stores it */
+    bool unsaved;         /* persistent: differs from what the image holds, though nothing was written to the node */
     bool inconsistent;    /* was in use when the image was last left: only good for removal */
     bool readonly;        /* its image is read-only: writes cannot happen */
     unsigned busy;        /* a job or export uses it: not to be changed by commands */
@@ -31,6 +32,10 @@ uint64_t bitmap_default_granularity(Node *node);
  * @name NULL: anonymous. Enabled. NULL with @error in QEMU's words ("Bitmap already exists: x", "Granularity must be a
  * power of 2" …). */
 Bitmap *bitmap_new(Node *node, uint64_t granularity, const char *name, GError **error);
+/* For drivers that open an image of @size bytes: a bitmap that it holds, persistent, clean and disabled. What was not
+ * stored properly, @inconsistent, has no bits at all. Names must differ. */
+Bitmap *bitmap_new_stored(Node *node, uint64_t size, unsigned granularity_bits, const char *name, bool inconsistent,
+                          GError **error);
 void bitmap_free(Bitmap *bitmap); /* removes it from its node; takes NULL */
 Bitmap *bitmap_find(Node *node, const char *name);
 /* For QMP arguments: "Dirty bitmap 'x' not found" etc. @ret_node may be NULL. */
@@ -43,6 +48,15 @@ enum { BITMAP_REFUSE_BUSY = 1, BITMAP_REFUSE_RO = 2, BITMAP_REFUSE_INCONSISTENT 
 /* Refuses bitmaps that are in the named states, with QEMU's texts. */
 bool bitmap_check(const Bitmap *bitmap, unsigned refuse, GError **error);
 
+/* Can the node's format store one more bitmap of that name and granularity (bytes)? With QEMU's texts. */
+bool bitmap_can_store(Node *node, const char *name, uint64_t granularity, GError **error);
+/* A persistent bitmap is about to be changed by other means than a write to its node: the image says so from now on,
+ * durably. What cannot be written to needs nothing. The bitmap may be gone when it returns. */
+bool bitmap_co_touch(Bitmap *bitmap, GError **error);
+/* Takes the stored copy of a persistent bitmap out of its image; the bitmap itself stays, unsaved. It may be gone when
+ * this returns. */
+bool bitmap_co_forget(Bitmap *bitmap, GError **error);
+
 /* Freezes it for a backup: content stands still, writes go to a successor (enabled as the bitmap was). */
 bool bitmap_freeze(Bitmap *bitmap, GError **error);
 /* The backup worked: what the successor recorded is the bitmap now. */
@@ -54,7 +68,9 @@ void bitmap_thaw_merge(Bitmap *bitmap);
 bool bitmap_recording(const Bitmap *bitmap);
 void bitmap_set(Bitmap *bitmap, uint64_t offset, uint64_t bytes);
 void bitmap_reset(Bitmap *bitmap, uint64_t offset, uint64_t bytes); /* whole granules (or up to the end) only */
-uint64_t bitmap_count(const Bitmap *bitmap);                        /* dirty bytes, whole granules */
+/* What is to be stored of it: its bits and those of a successor. The caller frees; NULL when memory is short. */
+HBitmap *bitmap_all_bits(const Bitmap *bitmap);
+uint64_t bitmap_count(const Bitmap *bitmap); /* dirty bytes, whole granules */
 
 /* For graph/io: marks all enabled bitmaps of @node. For resize: adapts them. */
 void node_mark_dirty(Node *node, uint64_t offset, uint64_t bytes);

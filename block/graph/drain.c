@@ -69,6 +69,14 @@ void node_co_drained_begin(Node *node)
 void node_drained_end(Node *node)
 {
     node_unquiesce(node);
+    graph_drain_kick(node->graph); /* for node_co_enter() */
+}
+
+void node_co_enter(Node *node)
+{
+    while (node->quiesced)
+        coqueue_co_wait(&node->graph->drain_waiters, NULL);
+    node_in_flight_inc(node);
 }
 
 void graph_drain_kick(Graph *graph)

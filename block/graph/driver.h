@@ -131,6 +131,15 @@ struct Driver {
     /* Turns such a name into options; caller frees the result. */
     BlockdevOptions *(*parse_filename)(const char *filename, GError **error);
 
+    /* ---- bitmaps that the image holds; all or none. co_open makes them (bitmap_new_stored), co_close stores them ----
+     */
+    /* Could one more of that name and granularity (bytes) be stored? Says why not. */
+    bool (*can_store_bitmap)(Node *node, const char *name, uint64_t granularity, GError **error);
+    /* A bitmap is about to change: the image does not vouch for any from now on, durably. 0 or -errno. */
+    int (*co_touch_bitmaps)(Node *node);
+    /* Takes one out of the image, durably; no error where it is not in there. */
+    bool (*co_remove_bitmap)(Node *node, const char *name, GError **error);
+
     /* ---- facts for queries ---- */
     /* Fills in what it knows: cluster size, compressed, corrupt, … */
     void (*get_info)(Node *node, NodeInfo *info);

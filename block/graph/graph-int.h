@@ -40,6 +40,8 @@ void tracked_co_serialise(TrackedRequest *req, uint64_t align);
 /* Waits for earlier serialising requests that overlap. */
 void tracked_co_wait(TrackedRequest *req);
 
+/* For what is no request of a parent: waits while the node is drained, then counts as in flight. */
+void node_co_enter(Node *node);
 static inline void node_in_flight_inc(Node *node)
 {
     node->in_flight++;

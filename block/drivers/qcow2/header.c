@@ -149,12 +149,16 @@ static bool parse_bitmaps(Q2Header *h, const uint8_t *data, uint32_t len, GError
         return error_set(error, "Invalid qcow2 header: the bitmaps extension has %" G_GUINT32_FORMAT " bytes, not 24",
                          len);
     h->bitmaps.n = load_be32(data);
+    if (load_be32(data + 4))
+        return bad_field(error, "the reserved field of the bitmaps extension", load_be32(data + 4), "not zero");
     h->bitmaps.directory_size = load_be64(data + 8);
     h->bitmaps.directory_offset = load_be64(data + 16);
     if (h->bitmaps.n == 0 || h->bitmaps.n > Q2_MAX_BITMAPS)
         return bad_field(error, "nb_bitmaps", h->bitmaps.n, "from 1 to 65535 are allowed");
-    if (h->bitmaps.directory_size == 0 || h->bitmaps.directory_size > Q2_MAX_BITMAPS * UINT64_C(1048))
-        return bad_field(error, "bitmap_directory_size", h->bitmaps.directory_size, "out of range");
+    if (h->bitmaps.directory_size == 0 || h->bitmaps.directory_size > Q2_MAX_BITMAPS * UINT64_C(1024))
+        return bad_field(error, "bitmap_directory_size", h->bitmaps.directory_size, "from 1 to 67107840 are allowed");
+    if (!h->bitmaps.directory_offset)
+        return bad_field(error, "bitmap_directory_offset", 0, "which is the header's place");
     return check_table(h, "bitmap_directory_offset", h->bitmaps.directory_offset, h->bitmaps.directory_size, error);
 }
 
@@ -298,17 +302,21 @@ int q2_co_set_incompat(Qcow2 *q, uint64_t incompat)
 
 int q2_co_before_first_write(Qcow2 *q)
 {
+    const uint64_t keep = q->stored->len ? Q2_AUTOCLEAR_BITMAPS : 0;
     int ret = 0;
 
     comutex_co_lock(&q->first_write_lock);
-    if (!q->wrote && q->header.autoclear) {
-        uint8_t field[8] = {0};
+    if (!q->wrote && (q->header.autoclear & ~keep)) {
+        uint8_t field[8];
+        store_be64(field, q->header.autoclear & keep);
         ret = q2_co_header_patch(q, Q2_H_AUTOCLEAR, field, sizeof(field));
         if (ret == 0)
             ret = child_co_flush(q->node->file);
         if (ret == 0)
-            q->header.autoclear = 0;
+            q->header.autoclear &= keep;
     }
+    if (!q->wrote && ret == 0)
+        ret = q2_bitmaps_co_mark(q);
     q->wrote = ret == 0;
     comutex_unlock(&q->first_write_lock);
     return ret;

@@ -4,6 +4,7 @@
  * Opening writes nothing. Nothing outside of the image is opened but what the options or the header name as backing.
  */
 #include "block/drivers/qcow2/qcow2.h"
+#include "block/graph/bitmap.h"
 #include <stdlib.h>
 
 static bool open_co_header(Qcow2 *q, GError **error)
@@ -76,7 +77,6 @@ static bool open_co_meta(Qcow2 *q, GError **error)
         n += q->rt[i] != 0;
     for (uint32_t i = 0; i < q->l1_size; i++)
         n += (q->l1[i] & Q2_OFFSET_MASK) != 0;
-    n += (h->bitmaps.directory_size >> q->cluster_bits) + 2;
     if (!q2_meta_reserve(q, n))
         return error_set(error, "Could not allocate the table of qcow2 metadata");
     q2_meta_add(q, Q2_META_HEADER, 0, q->cluster_size);
@@ -84,9 +84,7 @@ static bool open_co_meta(Qcow2 *q, GError **error)
     q2_meta_add(q, Q2_META_L1, h->l1_offset, (uint64_t)h->l1_size * 8);
     for (uint32_t i = 0; i < q->rt_size; i++)
         q2_meta_add_table(q, Q2_META_REFBLOCK, q->rt[i]);
-    if (h->bitmaps.n)
-        q2_meta_add(q, Q2_META_BITMAPS, h->bitmaps.directory_offset, h->bitmaps.directory_size);
-    if (!q2_snapshots_co_load(q, error))
+    if (!q2_snapshots_co_load(q, error) || !q2_bitmaps_meta(q, error))
         return false;
     if (!q2_meta_reserve(q, n))
         return error_set(error, "Could not allocate the table of qcow2 metadata");
@@ -111,6 +109,7 @@ static void release(Qcow2 *q)
     table_cache_free(&q->l2);
     table_cache_free(&q->rb);
     q2_meta_free(q);
+    q2_bitmaps_free(q);
     q2_refcount_free(q);
     g_clear_pointer(&q->l1, g_free);
     g_clear_pointer(&q->l1_dirty, g_free);
@@ -132,7 +131,7 @@ static bool open_co_image(Qcow2 *q, const BlockdevOptionsQcow2 *o, GError **erro
         !table_cache_init(&q->l2, &q2_l2_ops, q->node, q->l2_slice_size, q->l2_cache_tables, error) ||
         !table_cache_init(&q->rb, &q2_refblock_ops, q->node, (uint32_t)q->cluster_size, q->rb_cache_tables, error))
         return false;
-    if (node_writable(q->node) && !open_co_meta(q, error))
+    if (!q2_bitmaps_co_load(q, error) || (node_writable(q->node) && !open_co_meta(q, error)))
         return false;
     return backing_co_open(q->node, o->backing, q->header.backing_file, q->header.backing_format, error);
 }
@@ -160,6 +159,11 @@ static bool q2_co_open(Node *node, const BlockdevOptions *options, GError **erro
 static void q2_co_close(Node *node)
 {
     Qcow2 *q = q2_of(node);
+    g_autoptr(GError) error = NULL;
+
+    if (node_writable(node) && !q->corrupt && !q2_bitmaps_co_store(q, &error))
+        g_printerr("storage-daemon: warning: %s; as far as the image holds them they are inconsistent now\n",
+                   error->message);
 
     if (node_writable(node) && !q->corrupt && q2_co_settle(q) < 0)
         g_printerr("storage-daemon: not all metadata of qcow2 node '%s' could be written; what its file lacks are "
@@ -175,10 +179,18 @@ static bool q2_co_set_read_only(Node *node, bool read_only, GError **error)
 
     if (!read_only) {
         q2_meta_free(q); /* writers need it; it may stem from an earlier time of writing */
-        return q2_header_check_use(&q->header, true, error) && q2_meta_init(q, error) && open_co_meta(q, error);
+        if (!q2_header_check_use(&q->header, true, error) || !q2_meta_init(q, error) || !open_co_meta(q, error))
+            return false;
+    } else if (!q->corrupt) {
+        if (!q2_bitmaps_co_store(q, error))
+            return false;
+        ret = q2_co_settle(q);
+        if (ret < 0)
+            return error_set_errno(error, -ret, "Could not write the metadata of node '%s'", node->name);
     }
-    ret = q->corrupt ? 0 : q2_co_settle(q);
-    return ret == 0 || error_set_errno(error, -ret, "Could not write the metadata of node '%s'", node->name);
+    for (GList *l = node->bitmaps.head; l; l = l->next)
+        ((Bitmap *)l->data)->readonly = read_only && ((Bitmap *)l->data)->persistent;
+    return true;
 }
 
 static int q2_co_flush(Node *node)
@@ -224,6 +236,7 @@ static ImageInfoSpecific *q2_get_specific_info(Node *node)
     data->compat = g_strdup(q->header.version == 2 ? "0.10" : "1.1");
     data->refcount_bits = INT64_C(1) << q->header.refcount_order;
     data->compression_type = q->header.compression_type ? QCOW2_COMPRESSION_TYPE_ZSTD : QCOW2_COMPRESSION_TYPE_ZLIB;
+    data->bitmaps = q2_bitmaps_info(q);
     if (q->header.version >= 3) {
         data->has_lazy_refcounts = data->has_corrupt = data->has_extended_l2 = true;
         data->extended_l2 = q->subs > 1;
@@ -252,6 +265,9 @@ const Driver driver_qcow2 = {
     .co_block_status = q2_co_block_status,
     .co_truncate = q2_co_truncate,
     .co_change_backing = q2_co_change_backing,
+    .can_store_bitmap = q2_can_store_bitmap,
+    .co_touch_bitmaps = q2_co_touch_bitmaps,
+    .co_remove_bitmap = q2_co_remove_bitmap,
     .probe = q2_probe,
     .co_create = q2_co_create,
     .get_info = q2_get_info,

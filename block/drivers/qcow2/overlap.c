@@ -132,6 +132,13 @@ unsigned q2_meta_find(const Qcow2 *q, uint64_t offset, uint64_t bytes)
     return 0;
 }
 
+unsigned q2_meta_kind(const Qcow2 *q, uint64_t offset)
+{
+    const Q2MetaSlot *slot = slot_find(&q->meta, (offset >> q->cluster_bits) + 1);
+
+    return slot->key ? slot->kind : 0;
+}
+
 int q2_co_meta_check(Qcow2 *q, unsigned kind, uint64_t offset, uint64_t bytes)
 {
     uint64_t ci = offset >> q->cluster_bits, end = (offset + bytes + q->cluster_size - 1) >> q->cluster_bits;

@@ -14,8 +14,8 @@
  * blocks, [barrier, refcount table,] barrier, L2 tables and L1 entries.
  *
  * Everything belongs to the node's loop thread. Functions without `_co_` run to their end undisturbed; after every
- * call of a `_co_` function the world may have changed. Locks are taken in this order: l1_lock, commit_lock,
- * alloc_lock. None of them is held over guest I/O.
+ * call of a `_co_` function the world may have changed. Locks are taken in this order: first_write_lock, bitmap_lock,
+ * l1_lock, commit_lock, alloc_lock. None of them is held over guest I/O.
  */
 #pragma once
 #include "block/aio/io.h"
@@ -130,6 +130,27 @@ bool q2_ext_co_set(Qcow2 *q, uint32_t type, const void *data, uint32_t len, GErr
 /* Takes all extensions of that type away; no error when there are none. */
 bool q2_ext_co_remove(Qcow2 *q, uint32_t type, GError **error);
 
+/* ---- bitmap-load.c, bitmap-store.c: more in bitmaps.h ----------------------------------------------------------- */
+
+/* Reads the directory and makes the node's bitmaps. */
+bool q2_bitmaps_co_load(Qcow2 *q, GError **error);
+void q2_bitmaps_free(Qcow2 *q);
+/* Enters what the image's bitmaps take into the set of metadata. */
+bool q2_bitmaps_meta(Qcow2 *q, GError **error);
+/* NULL: there are none. The caller frees. */
+Qcow2BitmapInfoList *q2_bitmaps_info(const Qcow2 *q);
+/* Marks all that the image holds as in use, durably. */
+int q2_bitmaps_co_mark(Qcow2 *q);
+/* Stores what has changed since the image was opened for writing, all or nothing, durably. The node is drained or being
+ * closed. On failure those in the image stay in use. */
+bool q2_bitmaps_co_store(Qcow2 *q, GError **error);
+/* May the disk have @size bytes, with the bitmaps that it has? */
+bool q2_bitmaps_allow_size(const Qcow2 *q, uint64_t size, GError **error);
+/* The driver's callbacks. */
+bool q2_can_store_bitmap(Node *node, const char *name, uint64_t granularity, GError **error);
+int q2_co_touch_bitmaps(Node *node);
+bool q2_co_remove_bitmap(Node *node, const char *name, GError **error);
+
 /* ---- overlap.c -------------------------------------------------------------------------------------------------- */
 
 /* What a host cluster is reserved for. 0: nothing (free or data). */
@@ -170,6 +191,8 @@ void q2_meta_add_table(Qcow2 *q, unsigned kind, uint64_t offset);
 void q2_meta_remove(Qcow2 *q, uint64_t offset, uint64_t bytes);
 /* What the first reserved cluster in the range is reserved for; 0: none is. */
 unsigned q2_meta_find(const Qcow2 *q, uint64_t offset, uint64_t bytes);
+/* What the cluster at @offset is, even where that is not looked after. */
+unsigned q2_meta_kind(const Qcow2 *q, uint64_t offset);
 const char *q2_meta_name(unsigned kind);
 /* 0 when data (@kind 0) or metadata of @kind may be written there; else the image is marked corrupt and -EIO. */
 int q2_co_meta_check(Qcow2 *q, unsigned kind, uint64_t offset, uint64_t bytes);
@@ -414,6 +437,8 @@ struct Qcow2 {
     CoQueue phase_waiters;
 
     CoMutex commit_lock;
+    GPtrArray *stored;   /* of Q2Bitmap: what the image holds, see bitmaps.h */
+    CoMutex bitmap_lock; /* for who changes that */
     CoMutex header_lock; /* for who changes extensions; nobody waits for another lock with it */
     Claim *claims;       /* in subclusters of the guest */
 

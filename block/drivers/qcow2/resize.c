@@ -185,8 +185,8 @@ bool q2_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode prealloc
         return error_set(error, "Image is corrupt");
     if (q->header.nb_snapshots && q->header.version < 3)
         return error_set(error, "Can't resize a v2 image which has snapshots");
-    if (q->header.bitmaps.n && q->header.autoclear & Q2_AUTOCLEAR_BITMAPS)
-        return error_set(error, "Cannot resize an image that holds persistent bitmaps");
+    if (!q2_bitmaps_allow_size(q, size, error))
+        return false;
     if (l1_need > Q2_MAX_L1_BYTES / 8)
         return error_set(error,
                          "The image size is too large for a cluster size of %" G_GUINT64_FORMAT
