@@ -112,6 +112,12 @@ const OptionWord option_words[] = {
         .help = "Writes the process id to PATH when start-up is complete. Two daemons cannot share one.",
     },
     {
+        .name = "refuse-image-names",
+        .form = OPTION_FLAG,
+        .help = "Opens no file because an image names it: backing and data files count only where\n"
+                "options (backing, data-file) name them. For images from others.",
+    },
+    {
         .name = "daemonize",
         .form = OPTION_FLAG,
         .help = "Goes to the background when start-up is complete; exit code 1 when it fails.",

@@ -69,6 +69,8 @@ static bool apply_co_all(Startup *s, GError **error)
     const char *pidfile = options_last(s->options, "pidfile");
     if (pidfile && !process_pidfile_check(pidfile, error))
         return false;
+    if (options_last(s->options, "refuse-image-names"))
+        graph_refuse_image_names(s->daemon->graph);
     for (guint i = 0; i < s->options->list->len && !s->daemon->quitting; i++) {
         Option *o = g_ptr_array_index(s->options->list, i);
         if (!o->word->co_apply)

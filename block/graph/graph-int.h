@@ -19,6 +19,7 @@ struct Graph {
     unsigned visit;          /* the present walk's mark, see Node.visited */
     ImageWatch *image_watch; /* image.h; NULL: nobody */
     void *image_watch_opaque;
+    bool refuse_names;      /* no file is opened because an image names it */
     GQueue throttle_groups; /* of ThrottleGroup *, each with references of its own */
     SecretStore *secrets;   /* by which options name passwords and keys */
     bool unthrottled;       /* no request waits for its turn any more */

@@ -217,8 +217,18 @@ Node *node_co_open_protocol(Graph *graph, const char *filename, const NodeFlags 
  */
 Child *node_co_open_child(Node *parent, const char *name, const BlockdevRef *ref, ChildRole role, GError **error);
 
-/* The same for a backing file named in an image header: relative names are resolved against the parent's own path. */
+/*
+ * The same for files that an image's header names. Whether such a name is followed at all is for the user of the
+ * process to say: see graph_refuse_image_names().
+ *
+ * A backing file: relative names are resolved against the parent's own path; @format NULL: to be probed. A data file:
+ * a name for a protocol, relative to the process's folder.
+ */
 Child *node_co_open_backing(Node *parent, const char *filename, const char *format, GError **error);
+Child *node_co_open_data_file(Node *parent, const char *filename, GError **error);
+/* From now on no file is opened because an image names it, only because options do: an image that names one whose
+ * option (backing, data-file) was left open is refused. */
+void graph_refuse_image_names(Graph *graph);
 
 /* A node made by the program, not by options: a job's filter. @drv->co_open is not called; state is zeroed. The result
  * has one reference. @name NULL gives an automatic one and marks the node implicit. Attach children through txn.h. */

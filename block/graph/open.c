@@ -258,15 +258,49 @@ Node *node_co_open_protocol(Graph *graph, const char *filename, const NodeFlags 
     return options ? node_co_open(graph, options, defaults, error) : NULL;
 }
 
+void graph_refuse_image_names(Graph *graph)
+{
+    graph->refuse_names = true;
+}
+
+/* The policy for all names in headers; @option is what the user could say instead. */
+static bool may_follow_name(const Node *parent, const char *option, const char *filename, GError **error)
+{
+    if (!parent->graph->refuse_names)
+        return true;
+    return error_set(error,
+                     "The image of node '%s' names another file, '%s', and no file is opened because an image says so: "
+                     "the option '%s' must name it%s",
+                     parent->name, filename, option, strcmp(option, "backing") ? "" : " or be null");
+}
+
+Child *node_co_open_data_file(Node *parent, const char *filename, GError **error)
+{
+    NodeFlags defaults = child_defaults(parent, ROLE_DATA);
+    Node *node;
+
+    if (!may_follow_name(parent, "data-file", filename, error))
+        return NULL;
+    node = node_co_open_protocol(parent->graph, filename, &defaults, error);
+    if (!node) {
+        g_prefix_error(error, "Could not open data file: ");
+        return NULL;
+    }
+    return child_co_attach(parent, "data-file", node, ROLE_DATA, error);
+}
+
 #define BACKING_ERROR "Could not open backing file: "
 
 Child *node_co_open_backing(Node *parent, const char *filename, const char *format, GError **error)
 {
     NodeFlags defaults = child_defaults(parent, ROLE_COW);
-    g_autofree char *full = filename_resolve(parent, filename, error);
+    g_autofree char *full = NULL;
     Child *child;
     Node *node;
 
+    if (!may_follow_name(parent, "backing", filename, error))
+        return NULL;
+    full = filename_resolve(parent, filename, error);
     if (!full)
         return NULL;
     node = node_co_open_filename(parent->graph, full, format, parent->backing_extra, &defaults, error);

@@ -71,10 +71,12 @@ void perm_default(Node *node, const Child *child, ChildRole role, unsigned perm,
         if (node_writable(node) && !node->flags.force_share)
             *ret_perm |= PERM_WRITE | PERM_RESIZE;
     }
+    if (*ret_perm & PERM_WRITE_UNCHANGED)
+        *ret_perm |= PERM_WRITE; /* what is the same above may be written anew below */
     if (*ret_perm & PERM_WRITE)
         *ret_perm |= PERM_RESIZE; /* allocation appends */
-    /* What somebody else writes to our file changes our data or our metadata. */
-    *ret_shared &= ~(PERM_WRITE | PERM_RESIZE);
+    /* Nobody else changes metadata under the driver; data, where the parents allow it. The size matters to both. */
+    *ret_shared &= ~(role & ROLE_METADATA ? PERM_WRITE | PERM_RESIZE : PERM_RESIZE);
     *ret_shared |= PERM_WRITE_UNCHANGED;
     if (node->flags.force_share)
         *ret_shared = PERM_ALL;

@@ -5,28 +5,35 @@
 #include "block/graph/driver.h"
 #include "block/graph/graph-int.h"
 
-/* The node under @node that follows its lead: opened for it alone, without a will of its own. NULL: none. */
-static Node *follower(Node *node)
+/* Does the node at @child follow its parent's lead: opened for it alone, without a will of its own? */
+static bool follows(const Child *child)
 {
-    Node *below = node->file ? node->file->node : NULL;
-    bool follows = below && !below->monitor_owned && below->parents.length == 1 &&
-                   !(below->options && below->options->has_read_only);
+    const Node *node = child->node;
 
-    return follows ? below : NULL;
+    return !(child->role & ROLE_COW) && (child->role & (ROLE_DATA | ROLE_METADATA)) && !node->monitor_owned &&
+           node->parents.length == 1 && !(node->options && node->options->has_read_only);
 }
 
 static void set_flags(Node *node, bool read_only)
 {
-    for (Node *n = node; n; n = follower(n))
-        n->flags.read_only = read_only;
+    node->flags.read_only = read_only;
+    for (guint i = 0; i < node->children->len; i++) {
+        Child *child = g_ptr_array_index(node->children, i);
+        if (follows(child))
+            set_flags(child->node, read_only);
+    }
 }
 
 /* The drivers' part, from the top down. */
 static bool drivers_co_change(Node *node, bool read_only, GError **error)
 {
-    for (Node *n = node; n; n = follower(n))
-        if (n->drv->co_set_read_only && !n->drv->co_set_read_only(n, read_only, error))
+    if (node->drv->co_set_read_only && !node->drv->co_set_read_only(node, read_only, error))
+        return false;
+    for (guint i = 0; i < node->children->len; i++) {
+        Child *child = g_ptr_array_index(node->children, i);
+        if (follows(child) && !drivers_co_change(child->node, read_only, error))
             return false;
+    }
     return true;
 }
 

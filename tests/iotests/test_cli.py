@@ -45,7 +45,7 @@ class Words(sd.Case):
             self.assertEqual(p.returncode, 0)
             self.assertIn('Examples:', p.stdout)
             for name in ('blockdev', 'drive', 'chardev', 'monitor', 'qmp', 'nbd-server', 'export', 'config', 'pidfile',
-                         'daemonize', 'check-config'):
+                         'daemonize', 'check-config', 'refuse-image-names'):
                 self.assertIn(f'--{name}', p.stdout)
             self.assertLessEqual(max(map(len, p.stdout.splitlines())), 110)
 

@@ -54,7 +54,7 @@ static void headers_co_body(void)
     field_co_refuse("", 56, 4, 0, "Image does not contain a reference count table");
     field_co_refuse("", 56, 4, 129, "Reference count table too large: refcount_table_clusters is 129");
     field_co_refuse("", 60, 4, 65537, "Snapshot table too large: nb_snapshots is 65537");
-    field_co_refuse("", 72, 8, 4, "Unsupported qcow2 feature(s): external data file");
+    field_co_refuse("", 72, 8, 4, "'data-file' is required for this image");
     field_co_refuse("-o cluster_size=8k", 72, 8, 16, "Unsupported subcluster size: 256");
     field_co_refuse("", 72, 8, UINT64_C(1) << 40, "Unknown incompatible feature: 10000000000");
     field_co_refuse("", 72, 8, 1, "marked dirty");
@@ -76,7 +76,7 @@ static void headers_co_body(void)
         image_co_refuse(cut < 8 ? "Image is not in qcow2 format" : "qcow2", "");
     }
     shell_must(1, "rm -f image; qemu-img create -f qcow2 -o data_file=data image 1M");
-    image_co_refuse("data file", "");
+    image_co_refuse("Could not open data file", "");
     assert_true(g_queue_is_empty(&graph->nodes));
 }
 CO_TEST(headers)

@@ -50,6 +50,8 @@ void q2_free_entry_later(Qcow2 *q, uint64_t entry, unsigned kind)
 {
     uint64_t offset, bytes;
 
+    if (q2_has_data_file(q))
+        return; /* nobody counts references there */
     switch (q2_entry_kind(q, entry)) {
     case Q2_NORMAL:
     case Q2_ZERO_ALLOC:

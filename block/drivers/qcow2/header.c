@@ -134,8 +134,6 @@ static bool refuse_features(const Q2Header *h, uint64_t bits, const uint8_t *tab
         for (size_t at = 0; at + 48 <= table_len && !name; at += 48)
             if (table[at] == 0 && table[at + 1] == bit)
                 name = printable(table + at + 2, 46);
-        if (!name && bit == 2)
-            name = g_strdup("external data file");
         if (!name)
             name = g_strdup_printf("Unknown incompatible feature: %" G_GINT64_MODIFIER "x", UINT64_C(1) << bit);
         g_string_append_printf(names, "%s%s", names->len ? ", " : "", name);
@@ -196,6 +194,12 @@ static bool parse_extensions(Q2Header *h, const uint8_t *buf, size_t end, const 
             if ((h->autoclear & Q2_AUTOCLEAR_BITMAPS) && !parse_bitmaps(h, data, len, error))
                 return false;
             break;
+        case Q2_EXT_DATA_FILE:
+            if (h->incompat & Q2_INCOMPAT_DATA_FILE) {
+                g_free(h->data_file);
+                h->data_file = printable(data, strnlen((const char *)data, len));
+            }
+            break;
         default: /* unknown ones may be ignored */
             break;
         }
@@ -227,7 +231,8 @@ static bool parse_backing(Q2Header *h, const uint8_t *buf, size_t len, GError **
 
 bool q2_header_parse(Q2Header *h, const uint8_t *buf, size_t len, GError **error)
 {
-    const uint64_t known = Q2_INCOMPAT_DIRTY | Q2_INCOMPAT_CORRUPT | Q2_INCOMPAT_COMPRESSION | Q2_INCOMPAT_EXTL2;
+    const uint64_t known =
+        Q2_INCOMPAT_DIRTY | Q2_INCOMPAT_CORRUPT | Q2_INCOMPAT_COMPRESSION | Q2_INCOMPAT_EXTL2 | Q2_INCOMPAT_DATA_FILE;
     const uint8_t *features = NULL;
     size_t features_len = 0, end;
     uint64_t backing;
@@ -255,6 +260,7 @@ void q2_header_free(Q2Header *h)
 {
     g_clear_pointer(&h->backing_file, g_free);
     g_clear_pointer(&h->backing_format, g_free);
+    g_clear_pointer(&h->data_file, g_free);
 }
 
 bool q2_header_check_use(const Q2Header *h, bool writable, GError **error)
@@ -302,7 +308,7 @@ int q2_co_set_incompat(Qcow2 *q, uint64_t incompat)
 
 int q2_co_before_first_write(Qcow2 *q)
 {
-    const uint64_t keep = q->stored->len ? Q2_AUTOCLEAR_BITMAPS : 0;
+    const uint64_t keep = (q->stored->len ? Q2_AUTOCLEAR_BITMAPS : 0) | (q2_has_data_file(q) ? Q2_AUTOCLEAR_RAW : 0);
     int ret = 0;
 
     comutex_co_lock(&q->first_write_lock);

@@ -72,6 +72,16 @@ int q2_co_entry_bad(Qcow2 *q, uint64_t gc, uint64_t entry)
     uint64_t table = q->l1[l1_index(q, gc)] & Q2_OFFSET_MASK;
     unsigned i = (unsigned)(gc & ((UINT64_C(1) << q->l2_bits) - 1));
 
+    if (q2_has_data_file(q) && (entry & Q2_COMPRESSED))
+        return q2_co_corrupt(q, -1, -1,
+                             "Compressed cluster entry found in image with external data file (L2 offset: "
+                             "0x%" G_GINT64_MODIFIER "x, L2 index: 0x%x)",
+                             table, i);
+    if (q2_has_data_file(q) && q2_data_entry_is_bad(q, gc, entry))
+        return q2_co_corrupt(q, -1, -1,
+                             "External data file host cluster offset 0x%" G_GINT64_MODIFIER
+                             "x does not match guest cluster offset: 0x%" G_GINT64_MODIFIER "x, L2 index: 0x%x)",
+                             entry & Q2_OFFSET_MASK, gc << q->cluster_bits, i);
     if (is_aligned(entry & Q2_OFFSET_MASK, q->cluster_size)) /* then the bitmap is at fault */
         return q2_co_corrupt(
             q, -1, -1, "Invalid cluster entry found  (L2 offset: 0x%" G_GINT64_MODIFIER "x, L2 index: 0x%x)", table, i);
@@ -166,9 +176,11 @@ int q2_co_map(Qcow2 *q, uint64_t offset, uint64_t bytes, Extent *ret)
         *ret = (Extent){.kind = Q2_UNALLOCATED, .bytes = u64_min(bytes, reach)};
         return 0;
     }
+    entry = q2_l2_entry(q, table->data, i);
+    if (G_UNLIKELY(q2_has_data_file(q)) && q2_data_entry_is_bad(q, gc, entry))
+        return q2_co_entry_bad(q, gc, entry);
     if (G_UNLIKELY(q->subs > 1))
         return map_co_subs(q, table->data, i, offset, bytes, ret);
-    entry = q2_l2_entry(q, table->data, i);
     *ret = (Extent){.kind = q2_entry_kind(q, entry)};
     if (ret->kind == Q2_NORMAL || ret->kind == Q2_ZERO_ALLOC) {
         uint64_t host = entry & Q2_OFFSET_MASK;

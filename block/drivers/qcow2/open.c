@@ -5,6 +5,7 @@
  */
 #include "block/drivers/qcow2/qcow2.h"
 #include "block/graph/bitmap.h"
+#include "block/graph/txn.h"
 #include <stdlib.h>
 
 static bool open_co_header(Qcow2 *q, GError **error)
@@ -40,6 +41,7 @@ static void set_geometry(Qcow2 *q)
     q->l2_entry_bytes = q2_header_l2_entry_bytes(&q->header);
     q->subs = q->l2_entry_bytes == 8 ? 1 : Q2_SUBCLUSTERS;
     q->sub_bits = q->cluster_bits - ilog2(q->subs);
+    q->place_mask = q2_has_data_file(q) ? Q2_OFFSET_MASK | Q2_COPIED : Q2_OFFSET_MASK; /* 0 is a place there, too */
     q->zero_flag = q->header.version >= 3 && q->subs == 1 ? Q2_ZERO : 0;
     q->l2_bits = q->cluster_bits - ilog2(q->l2_entry_bytes);
     q->rb_bits = q->cluster_bits + 3 - q->header.refcount_order;
@@ -120,12 +122,28 @@ static void release(Qcow2 *q)
     q2_header_free(&q->header);
 }
 
+/* The file that holds the data, where it is not the image's own. */
+static bool open_co_data_file(Qcow2 *q, const BlockdevOptionsQcow2 *o, GError **error)
+{
+    Child *data;
+
+    if (!q2_has_data_file(q))
+        return true;
+    if (!o->data_file && !q->header.data_file)
+        return error_set(error, "'data-file' is required for this image");
+    data = o->data_file ? node_co_open_child(q->node, "data-file", o->data_file, ROLE_DATA, error)
+                        : node_co_open_data_file(q->node, q->header.data_file, error);
+    if (data)
+        q->data = data;
+    return data != NULL;
+}
+
 static bool open_co_image(Qcow2 *q, const BlockdevOptionsQcow2 *o, GError **error)
 {
     if (!open_co_header(q, error))
         return false;
     set_geometry(q);
-    if (!check_not_truncated(q, error) || !q2_options_apply(q, o, error))
+    if (!check_not_truncated(q, error) || !q2_options_apply(q, o, error) || !open_co_data_file(q, o, error))
         return false;
     if (!q2_meta_init(q, error) || !q2_l1_co_load(q, error) || !q2_refcount_co_init(q, error) ||
         !table_cache_init(&q->l2, &q2_l2_ops, q->node, q->l2_slice_size, q->l2_cache_tables, error) ||
@@ -193,6 +211,15 @@ static bool q2_co_set_read_only(Node *node, bool read_only, GError **error)
     return true;
 }
 
+/* Who changes the size writes, too: what the last cluster holds behind the old end. */
+static void q2_child_perm(Node *node, const Child *child, ChildRole role, unsigned perm, unsigned shared,
+                          unsigned *ret_perm, unsigned *ret_shared)
+{
+    perm_default(node, child, role, perm, shared, ret_perm, ret_shared);
+    if ((role & ROLE_DATA) && (perm & PERM_RESIZE))
+        *ret_perm |= PERM_WRITE;
+}
+
 static int q2_co_flush(Node *node)
 {
     return q2_co_commit(q2_of(node));
@@ -243,6 +270,9 @@ static ImageInfoSpecific *q2_get_specific_info(Node *node)
         data->lazy_refcounts = q->header.compat & Q2_COMPAT_LAZY_REFCOUNTS;
         data->corrupt = q->header.incompat & Q2_INCOMPAT_CORRUPT;
     }
+    data->data_file = g_strdup(q->header.data_file);
+    data->has_data_file_raw = q2_has_data_file(q);
+    data->data_file_raw = q2_is_raw(q);
     return info;
 }
 
@@ -256,6 +286,7 @@ const Driver driver_qcow2 = {
     .co_set_read_only = q2_co_set_read_only,
     .co_getlength = q2_co_getlength,
     .refresh_limits = q2_refresh_limits,
+    .child_perm = q2_child_perm,
     .co_preadv = q2_co_preadv,
     .co_pwritev = q2_co_pwritev,
     .co_pwrite_zeroes = q2_co_pwrite_zeroes,

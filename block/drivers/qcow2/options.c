@@ -129,7 +129,7 @@ bool q2_options_apply(Qcow2 *q, const BlockdevOptionsQcow2 *o, GError **error)
     if (o->encrypt)
         return error_set(error, "No encryption in image header, but options specified format '%s'",
                          qapi_BlockdevQcow2EncryptionFormat_str(o->encrypt->format));
-    if (o->data_file)
+    if (o->data_file && !q2_has_data_file(q))
         return error_set(error, "'data-file' can only be set for images with an external data file");
     if (o->has_lazy_refcounts && o->lazy_refcounts)
         return error_set(error, q->header.version < 3

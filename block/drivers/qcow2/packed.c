@@ -97,6 +97,8 @@ int q2_co_pwritev_compressed(Node *node, uint64_t offset, uint64_t bytes, const 
 
     if (G_UNLIKELY(q->corrupt))
         return -EIO;
+    if (q2_has_data_file(q))
+        return -ENOTSUP;
     if (q2_in_cluster(q, offset) || (q2_in_cluster(q, bytes) && offset + bytes != q->header.size))
         return -EINVAL;
     if (!q->wrote)

@@ -102,6 +102,7 @@ typedef struct Q2Header {
     uint8_t compression_type; /* 0 zlib, 1 zstd */
     char *backing_file;       /* NULL: none */
     char *backing_format;     /* NULL: not named */
+    char *data_file;          /* the data file's name; NULL: none, or not named */
     Q2Bitmaps bitmaps;        /* n is 0 when there is no such extension */
 } Q2Header;
 
@@ -351,6 +352,23 @@ int q2_co_data_flush(Qcow2 *q);
 int q2_co_packed_load(Qcow2 *q, uint64_t host, uint64_t bytes, void *buf);
 int q2_co_packed_store(Qcow2 *q, uint64_t host, uint64_t bytes, const void *buf);
 
+/* ---- datafile.c ------------------------------------------------------------------------------------------------- */
+
+/* A place for guest clusters from @first on, as q2_co_alloc() with its @exact false, and giving it back unused. */
+int q2_co_data_alloc(Qcow2 *q, uint64_t first, uint64_t want, Q2Run *ret);
+void q2_co_data_unalloc(Qcow2 *q, const Q2Run *run);
+/* For data files: the guest clusters have lost their data; gives the space back as far as the options want it. Reads
+ * of the clusters as data give the old content or zeroes from here on. */
+void q2_co_data_drop(Qcow2 *q, uint64_t first, uint64_t n);
+/* Does the entry of guest cluster @gc contradict that its data lies in a data file? */
+bool q2_data_entry_is_bad(const Qcow2 *q, uint64_t gc, uint64_t entry);
+/* Write-zeroes and discard for raw data files. */
+int q2_co_raw_zero(Qcow2 *q, uint64_t offset, uint64_t bytes, ReqFlags flags);
+int q2_co_raw_discard(Qcow2 *q, uint64_t offset, uint64_t bytes);
+/* Makes the data file fit a disk of @size bytes that had @old_size; nothing where there is none. Before the disk grows
+ * and after it has shrunk. */
+bool q2_co_data_resize(Qcow2 *q, uint64_t old_size, uint64_t size, bool exact, GError **error);
+
 /* ---- guest I/O -------------------------------------------------------------------------------------------------- */
 
 int q2_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
@@ -398,6 +416,7 @@ struct Qcow2 {
     unsigned cluster_bits, l2_bits, slice_bits; /* l2_bits: entries of an L2 table; slice_bits: of a slice */
     unsigned l2_entry_bytes;                    /* 8, or 16: with a bitmap of subclusters */
     unsigned sub_bits, subs;                    /* subclusters, and how many a cluster has; without any: clusters, 1 */
+    uint64_t place_mask;                        /* of an entry: any of these bits: it has a host cluster */
     uint64_t zero_flag;                         /* of an entry that reads as zeroes: Q2_ZERO or, if there is none, 0 */
     unsigned rb_bits;                           /* entries of a refcount block */
     uint64_t cluster_size;
@@ -461,10 +480,17 @@ static inline Qcow2 *q2_of(const Node *node)
     return node->state;
 }
 
-/* Does guest data lie in a file of its own? */
+/* Does guest data lie in a file of its own? There each cluster has the place that it has on the disk, from the start:
+ * nobody allocates it, nobody counts references. */
 static inline bool q2_has_data_file(const Qcow2 *q)
 {
-    return q->data != q->node->file;
+    return q->header.incompat & Q2_INCOMPAT_DATA_FILE;
+}
+
+/* And is that file, by itself, a raw image of the disk? */
+static inline bool q2_is_raw(const Qcow2 *q)
+{
+    return q2_has_data_file(q) && (q->header.autoclear & Q2_AUTOCLEAR_RAW);
 }
 
 static inline uint64_t q2_in_cluster(const Qcow2 *q, uint64_t offset)
@@ -517,5 +543,5 @@ static inline Q2Kind q2_entry_kind(const Qcow2 *q, uint64_t entry)
         return Q2_PACKED;
     if (entry & q->zero_flag)
         return entry & Q2_OFFSET_MASK ? Q2_ZERO_ALLOC : Q2_ZERO_PLAIN;
-    return entry & Q2_OFFSET_MASK ? Q2_NORMAL : Q2_UNALLOCATED;
+    return entry & q->place_mask ? Q2_NORMAL : Q2_UNALLOCATED;
 }

@@ -174,6 +174,7 @@ bool q2_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode prealloc
 {
     Qcow2 *q = q2_of(node);
     uint64_t l1_need = size ? ((size - 1) >> (q->l2_bits + q->cluster_bits)) + 1 : 0;
+    uint64_t old_size = q->header.size;
     int ret;
 
     if (prealloc != PREALLOC_MODE_OFF)
@@ -193,11 +194,13 @@ bool q2_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode prealloc
                          " bytes: its L1 table would have %" G_GUINT64_FORMAT " entries, the limit is %d",
                          q->cluster_size, l1_need, Q2_MAX_L1_BYTES / 8);
     ret = q->wrote ? 0 : q2_co_before_first_write(q);
-    if (ret == 0 && size > q->header.size)
+    if (ret == 0 && size > old_size && !q2_co_data_resize(q, old_size, size, exact, error))
+        return false;
+    if (ret == 0 && size > old_size)
         ret = resize_co_grow(q, size, l1_need);
-    else if (ret == 0 && size < q->header.size)
+    else if (ret == 0 && size < old_size)
         ret = resize_co_shrink(q, size, l1_need);
     if (ret < 0)
         return error_set_errno(error, -ret, "Could not resize qcow2 image to %" G_GUINT64_FORMAT " bytes", size);
-    return true;
+    return size > old_size || q2_co_data_resize(q, old_size, size, exact, error);
 }

@@ -23,7 +23,10 @@ int q2_co_block_status(Node *node, bool want_zero, uint64_t offset, uint64_t byt
     Qcow2 *q = q2_of(node);
     int r = G_UNLIKELY(q->corrupt) ? -EIO : extents_co_status(node, &q2_extent_ops, offset, bytes, ret);
 
-    if (r == 0 && (ret->flags & STATUS_OFFSET_VALID))
+    if (r == 0 && (ret->flags & STATUS_OFFSET_VALID)) {
         ret->file = q->data->node;
+        if (q2_is_raw(q))
+            ret->flags |= STATUS_RECURSE; /* what is zero stands there as data */
+    }
     return r;
 }

@@ -118,13 +118,15 @@ static int fill_co_bounds(Qcow2 *q, uint64_t offset, uint64_t bytes, Fill *f)
 /* Writes the new data, and what belongs around it. */
 static int fill_co_run(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, const Fill *f)
 {
+    /* A data file is no larger than the disk. */
+    uint64_t end = q2_has_data_file(q) ? u64_min(f->end, q->header.size) : f->end;
     const CowWrite w = {
         .offset = offset,
         .bytes = bytes,
         .vec = vec,
         .vec_offset = vec_offset,
         .start = f->start,
-        .length = f->end - f->start,
+        .length = end - f->start,
         .host = f->run.offset + (f->start - (f->first << q->cluster_bits)),
         .disk_size = q->header.size,
         .align = q->data->node->limits.request_alignment,
@@ -217,7 +219,7 @@ static int write_co_new(void *opaque, uint64_t offset, uint64_t bytes, const IoV
     if (!fill_plan(q, offset, bytes, table->data, i, &f, &claim))
         return 0;
     if (!f.reuse)
-        ret = q2_co_alloc(q, f.run.n, false, &f.run);
+        ret = q2_co_data_alloc(q, f.first, f.run.n, &f.run);
     if (ret == 0) {
         if (!f.reuse)
             f.end = (f.first + f.run.n) << q->cluster_bits;
@@ -228,7 +230,7 @@ static int write_co_new(void *opaque, uint64_t offset, uint64_t bytes, const IoV
         if (ret == 0)
             ret = link_co_run(q, &f);
         if (ret < 0 && !f.reuse)
-            q2_co_unref(q, f.run.offset, f.run.n << q->cluster_bits, Q2_FREE_NEVER);
+            q2_co_data_unalloc(q, &f.run);
     }
     claim_end(&q->claims, &claim);
     *done = bytes;

@@ -101,7 +101,8 @@ static int change_entry(const Qcow2 *q, uint64_t gc, uint64_t start, uint64_t en
 static int zero_co_slice(Qcow2 *q, uint64_t u, uint64_t n, Why why, uint64_t *done)
 {
     uint64_t gc = u / q->subs, end, clusters, entry, bitmap;
-    Claim *other;
+    Claim *other, claim;
+    bool dropped = false;
     CacheTable *table;
     uint8_t *data;
     unsigned i;
@@ -135,9 +136,18 @@ static int zero_co_slice(Qcow2 *q, uint64_t u, uint64_t n, Why why, uint64_t *do
         uint64_t old = entry = q2_l2_entry(q, data, i + k);
         bitmap = q2_l2_bitmap(q, data, i + k);
         change_entry(q, gc + k, u, end, why, &entry, &bitmap);
-        if (entry != old && !(entry & Q2_OFFSET_MASK))
+        if (entry != old && !(entry & q->place_mask)) {
             q2_free_entry_later(q, old, Q2_FREE_REQUEST);
+            dropped = true;
+        }
         q2_l2_set(q, data, i + k, entry, bitmap);
+    }
+    if (dropped && q2_has_data_file(q) && why != WHY_DROP) {
+        uint64_t first = div_round_up(u, q->subs), after = end / q->subs;
+        claim_begin(&q->claims, &claim, u, n); /* until it is gone nobody writes new data to the same place */
+        if (after > first)
+            q2_co_data_drop(q, first, after - first);
+        claim_end(&q->claims, &claim);
     }
     *done = n;
     return 0;
@@ -215,6 +225,10 @@ int q2_co_pwrite_zeroes(Node *node, uint64_t offset, uint64_t bytes, ReqFlags fl
 
     if (G_UNLIKELY(q->corrupt))
         return -EIO;
+    if (q2_is_raw(q)) {
+        ret = q->wrote ? 0 : q2_co_before_first_write(q);
+        return ret == 0 ? q2_co_raw_zero(q, offset, bytes, flags) : ret;
+    }
     if (!whole_subs(q, offset, bytes, &first, &n) || first << q->sub_bits != offset ||
         (offset + bytes != q->header.size && !is_aligned(bytes, UINT64_C(1) << q->sub_bits)))
         return zero_co_partial(q, offset, bytes); /* the graph writes it out where that does not help */
@@ -235,5 +249,9 @@ int q2_co_pdiscard(Node *node, uint64_t offset, uint64_t bytes)
         return -ENOTSUP;
     if (!q->wrote)
         ret = q2_co_before_first_write(q);
+    if (ret == 0 && q2_is_raw(q)) {
+        offset = first << q->sub_bits;
+        return q2_co_raw_discard(q, offset, u64_min(n << q->sub_bits, q->header.size - offset));
+    }
     return ret == 0 ? zero_co_subs(q, first, n, WHY_DISCARD) : ret;
 }
