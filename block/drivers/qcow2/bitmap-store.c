@@ -9,8 +9,8 @@
  *
  *   1. bits, tables and the new directory go to newly allocated clusters;
  *   2. their refcounts and they themselves become durable (commit.c, then a barrier);
- *   3. the header extension is switched (ext.c); where there was none, its autoclear bit is set after it, and where
- *      there is none any more, cleared before it: the bit says whether the extension counts;
+ *   3. the header extension is switched (ext.c); where there was none, its autoclear bit, which says that the
+ *      extension counts, is set after that. Where there is none any more the bit has no meaning, and is cleared;
  *   4. what only the old directory led to is freed.
  *
  * So a crash leaves the old bitmaps, in use, or the new ones; or leaks. Storing is the last thing before the node stops
@@ -154,6 +154,7 @@ static Q2Bitmap *find_stored(const Qcow2 *q, const char *name)
     return NULL;
 }
 
+/* Not flushed. */
 static int autoclear_co_set(Qcow2 *q, uint64_t autoclear)
 {
     uint8_t field[8];
@@ -161,8 +162,6 @@ static int autoclear_co_set(Qcow2 *q, uint64_t autoclear)
 
     store_be64(field, autoclear);
     ret = q2_co_header_patch(q, Q2_H_AUTOCLEAR, field, sizeof(field));
-    if (ret == 0)
-        ret = child_co_flush(q->node->file);
     if (ret == 0)
         q->header.autoclear = autoclear;
     return ret;
@@ -185,7 +184,7 @@ static bool directory_co_switch(Store *s, GError **error)
         ret = write_co_new(q, raw, s->size, &s->directory);
     if (ret == 0)
         ret = q2_co_commit(q);
-    if (ret == 0)
+    if (ret == 0) /* another's commit may have taken our refcounts along, but came too early for what we wrote */
         ret = child_co_flush(q->node->file);
     if (ret < 0)
         return failed(q, ret, error);

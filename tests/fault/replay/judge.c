@@ -75,12 +75,13 @@ static Node *open_co_view(const Case *c, const View *view, const char *name, Vie
     return node;
 }
 
-/* The guest's disk into *@ret_data, which the caller frees. */
+/* The guest's disk into *@ret_data, which the caller frees. Bitmaps are judged on the way. */
 static uint64_t read_co_view(const Case *c, const View *view, uint8_t **ret_data)
 {
     g_autoptr(GError) error = NULL;
     Node *node = open_co_view(c, view, "view", VIEW_READ);
     Port *port = port_co_new(c->run->daemon->graph, node, PERM_CONSISTENT_READ, PERM_ALL, NULL, NULL, &error);
+    g_autofree char *broken = NULL;
     uint64_t size;
     int ret;
 
@@ -90,9 +91,12 @@ static uint64_t read_co_view(const Case *c, const View *view, uint8_t **ret_data
     *ret_data = g_malloc(size + 1);
     ret = size ? port_co_pread(port, 0, size, *ret_data, 0) : 0;
     port_co_free(port);
-    node_co_unref(node);
     if (ret < 0)
         fail(c, "the guest's disk does not read: %s", g_strerror(-ret));
+    broken = claims_broken(c->run->claims, node, *ret_data, size, c->when, c->clean);
+    node_co_unref(node);
+    if (broken)
+        fail(c, "%s", broken);
     return size;
 }
 
@@ -233,6 +237,7 @@ static void judge_co_second(const Case *first)
     run_co_close(&again);
     run_parse_logs(&again);
     c.run = &again;
+    again.claims = first->run->claims; /* hold whatever happens afterwards */
     c.second = true;
     c.clean = false;
     c.states = states_new(again.tracked, again.n_tracked);
@@ -312,6 +317,7 @@ void judge_co_run(Run *run, Tally *tally, unsigned states)
         judge_co_window(&c, order[i], &states);
     states_free(c.states);
     model_free(c.model);
+    claims_free(run->claims);
     run_clear(run);
     disks_free();
     count(&tally->runs);

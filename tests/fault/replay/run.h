@@ -13,6 +13,7 @@
 #include <json-glib/json-glib.h>
 
 typedef struct Run Run;
+typedef struct Claim Claim;
 
 /* How often the guest does what. */
 typedef struct Mix {
@@ -57,10 +58,11 @@ struct Run {
     const char *suffix; /* of the logs' names */
     Tracked tracked[STATES_DISKS_MAX];
     size_t n_tracked;
-    GArray *views; /* of View */
-    bool clean;    /* the end was orderly: the image has no leaks then */
-    uint64_t size; /* of the guest's disk at first */
-    GArray *guest; /* of Record: the guest's log */
+    GArray *views;  /* of View */
+    bool clean;     /* the end was orderly: the image has no leaks then */
+    uint64_t size;  /* of the guest's disk at first */
+    GArray *guest;  /* of Record: the guest's log */
+    GArray *claims; /* of Claim: about bitmaps; NULL: there are none */
 
     /* the guest: guest.c */
     Port *port;
@@ -115,5 +117,14 @@ void guest_co_flush(Run *run);
 void guest_co_verify(Run *run);
 uint64_t base_value(uint64_t sector);
 void fill(uint8_t *buf, uint64_t bytes, uint64_t value);
+
+/* ---- bitmaps.c -------------------------------------------------------------------------------------------------- */
+
+/* Bitmaps come, are cleared, merged and removed, and the image is closed and opened in between. */
+void bitmaps_co_body(Run *run);
+/* Do the bitmaps of @node, whose content is @data, report all that the claims say? Else why not; the caller frees.
+ * @clean: after an orderly end, so they have to be there. */
+char *claims_broken(const GArray *claims, Node *node, const uint8_t *data, uint64_t size, uint64_t when, bool clean);
+void claims_free(GArray *claims); /* takes NULL */
 
 void G_GNUC_PRINTF(2, 3) G_GNUC_NORETURN run_fail(const Run *run, const char *fmt, ...);
