@@ -1,7 +1,8 @@
 /*
- * A qcow2 or qed image from somebody else: the input is the whole file, in memory. It is opened without its backing
- * file, read, asked about, written to in every way, and closed. Whatever it is, that ends, within bounds, and a qcow2
- * image that was found damaged is not written to again.
+ * A qcow2 or qed image from somebody else: the input is the whole file, in memory, and what is done to it
+ * (image-mutate.h). It is opened without its backing file, read, asked about, written to in every way, resized, opened
+ * again, and closed. Whatever it is, that ends, within bounds, and a qcow2 image that was found damaged is not written
+ * to again.
  */
 #include "block/graph/graph-int.h"
 #include "block/graph/port.h"
@@ -10,6 +11,7 @@
 #include "block/util/iovec.h"
 #include "qapi/events.h"
 #include "qapi/rt/json.h"
+#include "image-mutate.h"
 #include <errno.h>
 #include <json-glib/json-glib.h>
 #include <string.h>
@@ -19,9 +21,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 enum { DISK_MAX = 8 << 20, IO_MAX = 128 << 10 };
 
 static uint8_t *disk;
-static uint64_t disk_size;
-static bool damaged;            /* a fatal event came */
-static unsigned damaged_writes; /* what was written after it */
+static uint64_t disk_size, disk_high; /* now, and the most since it was zeroed */
+static bool damaged;                  /* a fatal event came */
+static unsigned damaged_writes;       /* what was written after it */
 
 static bool mem_co_open(Node *node, const BlockdevOptions *options, GError **error)
 {
@@ -53,6 +55,7 @@ static int mem_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoV
         return -ENOSPC;
     iov_to_buf(vec->iov, vec->n, vec_offset, disk + offset, bytes);
     disk_size = u64_max(disk_size, offset + bytes);
+    disk_high = u64_max(disk_high, disk_size);
     return 0;
 }
 
@@ -64,6 +67,7 @@ static bool mem_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode 
     if (size < disk_size)
         memset(disk + size, 0, disk_size - size);
     disk_size = size;
+    disk_high = u64_max(disk_high, disk_size);
     return true;
 }
 
@@ -96,86 +100,190 @@ static void quiet(const char *text)
 {
 }
 
-static void read_co_some(Port *port, uint8_t *buf, uint64_t offset)
-{
-    uint64_t size = port_size(port);
-    BlockStatus status;
+/* ---- what is done to the image ------------------------------------------------------------------------------------
+ */
 
-    if (offset >= size)
-        return;
-    port_co_pread(port, offset, u64_min(IO_MAX, size - offset), buf, 0);
-    node_co_block_status(port_node(port), true, offset, size - offset, &status);
+enum {
+    OP_READ,
+    OP_WRITE,
+    OP_ZERO,
+    OP_ZERO_UNMAP,
+    OP_DISCARD,
+    OP_FLUSH,
+    OP_COMPRESS,
+    OP_STATUS,
+    OP_RESIZE,
+    OP_REOPEN,
+    OP_REOPEN_READ_ONLY,
+    OP_REBASE,
+    OP__MAX,
+};
+
+enum { OPTION_SMALL_CACHES = 1, OPTION_READ_ONLY_FIRST = 2, OPTION_NO_OVERLAP_CHECK = 4 };
+
+/* What runs without a script: begins read-only, then everything once, at the start, in the middle and at the end. */
+static const uint8_t standard[][OP_BYTES] = {
+    {OP_READ, 0, 0, 7},        {OP_STATUS, 0, 0, 0},        {OP_READ, 128, 0, 7},     {OP_REOPEN, 0, 0, 0},
+    {OP_READ, 0, 0, 7},        {OP_READ, 128, 0, 7},        {OP_WRITE, 0, 0, 2},      {OP_ZERO_UNMAP, 0, 0, 5},
+    {OP_COMPRESS, 0, 0, 0x80}, {OP_FLUSH, 0, 0, 0},         {OP_DISCARD, 0, 0, 6},    {OP_FLUSH, 0, 0, 0},
+    {OP_FLUSH, 0, 0, 0},       {OP_WRITE, 1, 1, 2},         {OP_ZERO_UNMAP, 1, 1, 5}, {OP_COMPRESS, 1, 0, 0x80},
+    {OP_FLUSH, 0, 0, 0},       {OP_DISCARD, 1, 1, 6},       {OP_FLUSH, 0, 0, 0},      {OP_WRITE, 224, 1, 2},
+    {OP_ZERO, 224, 1, 5},      {OP_COMPRESS, 224, 0, 0x80}, {OP_DISCARD, 224, 1, 6},  {OP_FLUSH, 0, 0, 0},
+};
+
+static Node *node;
+static Port *port;
+
+static bool open_co_image(bool read_only, uint8_t options)
+{
+    bool qed = memcmp(disk, "QED", 4) == 0;
+    g_autofree char *qcow2 = g_strdup_printf(
+        ",'overlap-check':'%s'%s", options & OPTION_NO_OVERLAP_CHECK ? "none" : "all",
+        options & OPTION_SMALL_CACHES ? ",'l2-cache-entry-size':512,'l2-cache-size':1024,'refcount-cache-size':8192"
+                                      : "");
+    g_autofree char *text = g_strdup_printf("{'driver':'%s','node-name':'q','discard':'unmap','backing':null,"
+                                            "'read-only':%s,'file':{'driver':'null-co'}%s}",
+                                            qed ? "qed" : "qcow2", read_only ? "true" : "false", qed ? "" : qcow2);
+    g_autoptr(JsonNode) json = json_parse(text, -1, NULL);
+    g_autoptr(BlockdevOptions) o = qapi_decode_BlockdevOptions(json, NULL);
+    g_autoptr(GError) error = NULL;
+
+    node = node_co_open(graph, o, NULL, &error);
+    g_assert((node == NULL) == (error != NULL));
+    g_assert(!error || g_utf8_validate(error->message, -1, NULL));
+    if (node)
+        port =
+            port_co_new(graph, node, read_only ? PERM_CONSISTENT_READ : PERM_CONSISTENT_READ | PERM_WRITE | PERM_RESIZE,
+                        PERM_ALL, NULL, NULL, NULL);
+    g_assert(!node || port);
+    return node != NULL;
 }
 
-static void write_co_some(Port *port, uint8_t *buf, uint64_t offset)
+static void close_co_image(void)
 {
-    uint64_t size = port_size(port), cluster = port_node(port)->limits.write_zeroes_align;
+    port_co_free(port);
+    node_co_unref(node);
+    port = NULL;
+    node = NULL;
+}
+
+/* Where an operation works: @place is a fraction of the disk; bits of @how: its length, and whether it is aligned. */
+static void op_range(uint64_t place, uint8_t how, uint64_t *offset, uint64_t *bytes)
+{
+    static const uint64_t lengths[] = {1, 512, 3000, 65536, 0, 3, 5, 0};
+    uint64_t size = port_size(port), cluster = u64_max(node->limits.write_zeroes_align, 512);
+    unsigned k = how & 7;
+
+    *offset = (uint64_t)((unsigned __int128)size * place >> 16) + (how >> 3 & 3) * cluster;
+    if (how & 0x80)
+        *offset -= *offset % cluster;
+    *bytes = k == 4 || k == 7 ? size : k > 4 ? lengths[k] * cluster : lengths[k];
+    *offset = u64_min(*offset, size);
+    *bytes = u64_min(*bytes, size - *offset);
+}
+
+static void op_co_write(uint64_t offset, uint64_t bytes, uint8_t *buf, ReqFlags flags)
+{
+    uint64_t cluster = node->limits.write_zeroes_align;
     struct iovec iov;
     IoVec vec;
 
-    if (offset >= size)
+    if (flags & REQ_WRITE_COMPRESSED) {
+        offset -= offset % cluster;
+        bytes = u64_min(cluster, port_size(port) - offset);
+    }
+    bytes = u64_min(bytes, IO_MAX);
+    if (flags & REQ_WRITE_COMPRESSED && bytes != u64_min(cluster, port_size(port) - offset))
         return;
-    memset(buf, 0x5a, IO_MAX);
-    iovec_one(&vec, &iov, buf, IO_MAX);
-    port_co_pwrite(port, offset, u64_min(3000, size - offset), buf, 0);
-    port_co_pwrite_zeroes(port, offset, u64_min(3 * cluster, size - offset), REQ_MAY_UNMAP);
-    offset -= offset % cluster;
-    if (cluster <= IO_MAX)
-        port_co_pwritev(port, offset, u64_min(cluster, size - offset), &vec, REQ_WRITE_COMPRESSED);
-    port_co_flush(port);
-    port_co_pdiscard(port, offset, u64_min(5 * cluster, size - offset));
-    port_co_flush(port);
-    port_co_flush(port);
+    memset(buf, 0x5a, bytes);
+    iovec_one(&vec, &iov, buf, bytes);
+    port_co_pwritev(port, offset, bytes, &vec, flags);
 }
 
-static Node *open_co_image(bool read_only)
+static void op_co_status(uint64_t offset, uint64_t bytes)
 {
-    bool qed = memcmp(disk, "QED", 4) == 0;
-    g_autofree char *text =
-        g_strdup_printf("{'driver':'%s','node-name':'q','discard':'unmap','backing':null,"
-                        "'read-only':%s,'file':{'driver':'null-co'}%s}",
-                        qed ? "qed" : "qcow2", read_only ? "true" : "false", qed ? "" : ",'overlap-check':'all'");
-    g_autoptr(JsonNode) json = json_parse(text, -1, NULL);
-    g_autoptr(BlockdevOptions) options = qapi_decode_BlockdevOptions(json, NULL);
-    g_autoptr(GError) error = NULL;
-    Node *node = node_co_open(graph, options, NULL, &error);
+    BlockStatus status;
 
-    g_assert((node == NULL) == (error != NULL));
-    g_assert(!error || g_utf8_validate(error->message, -1, NULL));
-    return node;
+    for (int i = 0; i < 64 && bytes; i++) {
+        if (node_co_block_status(node, i & 1, offset, bytes, &status) < 0)
+            return;
+        g_assert(status.bytes > 0);
+        status.bytes = u64_min(status.bytes, bytes);
+        offset += status.bytes;
+        bytes -= status.bytes;
+    }
 }
 
-static void try_co_image(bool read_only)
+/* False: the image could not be opened any more. */
+static bool op_co_run(const uint8_t *op, uint8_t options)
 {
     static uint8_t buf[IO_MAX];
-    Node *node = open_co_image(read_only);
-    Port *port;
+    uint64_t offset, bytes, place = (uint64_t)op[1] << 8 | op[2];
+    unsigned what = op[0] % OP__MAX;
 
-    if (!node)
-        return;
-    port = port_co_new(graph, node, read_only ? PERM_CONSISTENT_READ : PERM_CONSISTENT_READ | PERM_WRITE, PERM_ALL,
-                       NULL, NULL, NULL);
-    g_assert(port);
-    read_co_some(port, buf, 0);
-    read_co_some(port, buf, port_size(port) / 2 + 1);
-    if (!read_only) {
-        write_co_some(port, buf, 0);
-        write_co_some(port, buf, 7777);
-        write_co_some(port, buf, port_size(port) - port_size(port) / 8 - 1);
+    op_range(place, op[3], &offset, &bytes);
+    if (!port->writable && what != OP_READ && what != OP_STATUS && what != OP_REOPEN && what != OP_REOPEN_READ_ONLY)
+        return true;
+    switch (what) {
+    case OP_READ:
+        port_co_pread(port, offset, u64_min(bytes, IO_MAX), buf, 0);
+        break;
+    case OP_WRITE:
+    case OP_COMPRESS:
+        op_co_write(offset, bytes, buf, what == OP_COMPRESS ? REQ_WRITE_COMPRESSED : 0);
+        break;
+    case OP_ZERO:
+    case OP_ZERO_UNMAP:
+        port_co_pwrite_zeroes(port, offset, u64_min(bytes, 1 << 20), what == OP_ZERO ? 0 : REQ_MAY_UNMAP);
+        break;
+    case OP_DISCARD:
+        port_co_pdiscard(port, offset, bytes);
+        break;
+    case OP_FLUSH:
+        port_co_flush(port);
+        break;
+    case OP_STATUS:
+        op_co_status(offset, bytes);
+        break;
+    case OP_RESIZE:
+        port_co_truncate(port, op[3] & 0x20 ? offset : port_size(port) + place * 512, false, PREALLOC_MODE_OFF, 0,
+                         NULL);
+        break;
+    case OP_REOPEN:
+    case OP_REOPEN_READ_ONLY:
+        close_co_image();
+        if (disk[7] < 3) /* has no bit to say that it is damaged */
+            damaged = false;
+        if (!open_co_image(what == OP_REOPEN_READ_ONLY, options))
+            return false;
+        port->writable = what == OP_REOPEN;
+        break;
+    case OP_REBASE:
+        if (!damaged)
+            node->drv->co_change_backing(node, op[3] & 1 ? "base" : NULL, op[3] & 2 ? "raw" : NULL, NULL);
+        break;
     }
-    port_co_free(port);
-    node_co_unref(node);
+    return true;
 }
 
 static void fuzz_co_entry(void *opaque)
 {
-    try_co_image(true);
-    try_co_image(false);
+    const FuzzInput *in = opaque;
+
+    if (open_co_image(in->options & OPTION_READ_ONLY_FIRST, in->options)) {
+        port->writable = !(in->options & OPTION_READ_ONLY_FIRST);
+        for (unsigned i = 0; i < in->n && op_co_run(in->ops + (size_t)i * OP_BYTES, in->options); i++)
+            ;
+        if (node)
+            close_co_image();
+    }
     loop_stop(loop);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+    FuzzInput in;
+
     if (!loop) {
         loop = loop_new(NULL);
         g_assert(loop);
@@ -183,16 +291,21 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         driver_set_list(drivers);
         qapi_set_event_sink(on_event, NULL);
         g_set_printerr_handler(quiet);
-        disk = g_malloc(DISK_MAX);
+        disk = g_malloc0(DISK_MAX);
     }
-    if (size > DISK_MAX / 2)
+    if (!fuzz_input_parse(&in, data, size)) {
+        in.ops = standard[0];
+        in.n = G_N_ELEMENTS(standard);
+        in.options = OPTION_READ_ONLY_FIRST;
+    }
+    if (in.size > DISK_MAX / 2)
         return 0;
-    memset(disk, 0, DISK_MAX);
-    memcpy(disk, data, size);
-    disk_size = size;
+    memset(disk, 0, disk_high);
+    memcpy(disk, in.image, in.size);
+    disk_size = disk_high = in.size;
     damaged = false;
     damaged_writes = 0;
-    coroutine_start(loop, fuzz_co_entry, NULL);
+    coroutine_start(loop, fuzz_co_entry, &in);
     while (coroutine_count(loop))
         loop_run(loop);
     g_assert_cmpuint(damaged_writes, ==, 0);
