@@ -18,7 +18,7 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-enum { DISK_MAX = 8 << 20, IO_MAX = 128 << 10 };
+enum { DISK_MAX = 8 << 20, IO_MAX = 128 << 10, OPENS_MAX = 4 };
 
 static uint8_t *disk;
 static uint64_t disk_size, disk_high; /* now, and the most since it was zeroed */
@@ -133,6 +133,7 @@ static const uint8_t standard[][OP_BYTES] = {
 
 static Node *node;
 static Port *port;
+static unsigned opened; /* again; with tables as large as they may be each costs a tenth of a second */
 
 static bool open_co_image(bool read_only, uint8_t options)
 {
@@ -251,6 +252,8 @@ static bool op_co_run(const uint8_t *op, uint8_t options)
         break;
     case OP_REOPEN:
     case OP_REOPEN_READ_ONLY:
+        if (++opened > OPENS_MAX)
+            break;
         close_co_image();
         if (disk[7] < 3) /* has no bit to say that it is damaged */
             damaged = false;
@@ -304,7 +307,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     memcpy(disk, in.image, in.size);
     disk_size = disk_high = in.size;
     damaged = false;
-    damaged_writes = 0;
+    damaged_writes = opened = 0;
     coroutine_start(loop, fuzz_co_entry, &in);
     while (coroutine_count(loop))
         loop_run(loop);
