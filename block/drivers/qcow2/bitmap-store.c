@@ -32,24 +32,28 @@ typedef struct Store {
 
 /* ---- clusters --------------------------------------------------------------------------------------------------- */
 
-/* Takes clusters for a table or directory of @bytes bytes, and writes it. */
+/* Takes clusters for a table or directory of @bytes bytes, and writes it. On failure *@ret_run stays as it was: nothing
+ * was taken. */
 static int write_co_new(Qcow2 *q, const void *data, uint64_t bytes, Q2Run *ret_run)
 {
     uint64_t n = div_round_up(bytes, q->cluster_size);
-    int ret = q2_meta_reserve(q, n) ? q2_co_alloc(q, n, true, ret_run) : -ENOMEM;
+    Q2Run run;
+    int ret = q2_meta_reserve(q, n) ? q2_co_alloc(q, n, true, &run) : -ENOMEM;
 
     if (ret < 0)
         return ret;
-    ret = q2_co_meta_check(q, 0, ret_run->offset, n << q->cluster_bits);
+    ret = q2_co_meta_check(q, 0, run.offset, n << q->cluster_bits);
     if (ret == 0)
-        ret = child_co_pwrite(q->node->file, ret_run->offset, bytes, data, 0);
+        ret = child_co_pwrite(q->node->file, run.offset, bytes, data, 0);
     if (ret == 0 && !q2_meta_reserve(q, n)) /* others may have taken what was reserved */
         ret = -ENOMEM;
-    if (ret == 0)
-        q2_meta_add(q, Q2_META_BITMAPS, ret_run->offset, bytes);
-    else
-        q2_co_unref(q, ret_run->offset, n << q->cluster_bits, Q2_FREE_OTHER);
-    return ret;
+    if (ret < 0) {
+        q2_co_unref(q, run.offset, n << q->cluster_bits, Q2_FREE_OTHER);
+        return ret;
+    }
+    q2_meta_add(q, Q2_META_BITMAPS, run.offset, bytes);
+    *ret_run = run;
+    return 0;
 }
 
 /* Gives clusters back that nothing durable refers to. After an error the rest are leaks. */
