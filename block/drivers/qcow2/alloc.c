@@ -115,7 +115,7 @@ static int alloc_co_locked(Qcow2 *q, uint64_t want, bool exact, Q2Run *run)
     unsigned kind;
     int ret;
 
-    if (G_UNLIKELY(q->corrupt))
+    if (G_UNLIKELY(q->corrupt || q->unsure))
         return -EIO;
     if (exact && want > UINT64_C(1) << (q->rb_bits - 1)) {
         s.len = want;

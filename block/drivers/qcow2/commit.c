@@ -135,7 +135,7 @@ int q2_co_commit_locked(Qcow2 *q)
     Frozen f;
     int ret;
 
-    if (G_UNLIKELY(q->corrupt))
+    if (G_UNLIKELY(q->corrupt || q->unsure))
         return -EIO;
     if (!table_cache_is_dirty(&q->rb) && !table_cache_is_dirty(&q->l2) && !q->l1_n_dirty && !q->rt_n_dirty &&
         !q2_free_pending(q))

@@ -290,6 +290,26 @@ int q2_co_header_patch(Qcow2 *q, unsigned offset, const void *bytes, unsigned si
     return child_co_pwrite(q->node->file, offset, size, bytes, 0);
 }
 
+int q2_co_header_switch(Qcow2 *q, unsigned offset, const void *old, const void *now, unsigned size)
+{
+    int ret = q2_co_header_patch(q, offset, now, size), back;
+
+    if (ret == 0)
+        ret = child_co_flush(q->node->file);
+    if (ret == 0)
+        return 0;
+    back = q2_co_header_patch(q, offset, old, size);
+    if (back == 0)
+        back = child_co_flush(q->node->file);
+    if (back < 0) {
+        q->unsure = true;
+        g_printerr("storage-daemon: %s: the header could not be written, and it is not known what it says now: "
+                   "nothing more is written to the image until it is opened again\n",
+                   q->node->name);
+    }
+    return ret;
+}
+
 int q2_co_set_incompat(Qcow2 *q, uint64_t incompat)
 {
     uint8_t field[8];

@@ -119,6 +119,10 @@ void q2_header_free(Q2Header *header); /* what it points to */
 bool q2_header_check_use(const Q2Header *header, bool writable, GError **error);
 /* Writes @size bytes (8 or 12, within one sector) of the header at @offset. Not flushed. */
 int q2_co_header_patch(Qcow2 *q, unsigned offset, const void *bytes, unsigned size);
+/* Replaces @size bytes of the header, @old by @now, durably. When that fails @old is put back. When that fails as well
+ * nobody knows which of the two the image has: then q->unsure is set, nothing is committed and no flush succeeds until
+ * the image is opened again, and what either of the two leads to must stay as it is. 0 or -errno. */
+int q2_co_header_switch(Qcow2 *q, unsigned offset, const void *old, const void *now, unsigned size);
 /* Sets the feature bits in the image and in memory and makes them durable. Version 3 only. */
 int q2_co_set_incompat(Qcow2 *q, uint64_t incompat);
 
@@ -465,6 +469,7 @@ struct Qcow2 {
     CoMutex first_write_lock;
     bool corrupt;  /* fatal damage was found: nothing goes any more */
     bool reported; /* damage was reported */
+    bool unsure;   /* q2_co_header_switch() */
 
     /* options */
     bool pass_discard[Q2_FREE__MAX];

@@ -204,7 +204,7 @@ static int new_table_co_write(Qcow2 *q, NewTable *t)
 {
     uint64_t offset = t->start + (t->blocks << q->cluster_bits), bytes = (uint64_t)t->size * 8;
     g_autofree uint8_t *raw = g_try_malloc(bytes);
-    uint8_t field[12];
+    uint8_t old[12], field[12];
     int ret;
 
     if (!raw)
@@ -226,10 +226,11 @@ static int new_table_co_write(Qcow2 *q, NewTable *t)
     if (ret < 0)
         return ret;
     q2_co_event(q, BLKDEBUG_EVENT_REFBLOCK_ALLOC_SWITCH_TABLE);
+    store_be64(old, q->header.rt_offset);
+    store_be32(old + 8, q->header.rt_clusters);
     store_be64(field, offset);
     store_be32(field + 8, (uint32_t)(bytes >> q->cluster_bits));
-    ret = q2_co_header_patch(q, Q2_H_RT_OFFSET, field, sizeof(field));
-    return ret == 0 ? child_co_flush(q->node->file) : ret;
+    return q2_co_header_switch(q, Q2_H_RT_OFFSET, old, field, sizeof(field));
 }
 
 static int refcount_co_grow_table(Qcow2 *q, uint64_t want)
@@ -255,7 +256,7 @@ static int refcount_co_grow_table(Qcow2 *q, uint64_t want)
         ret = new_table_co_blocks(q, &t);
         if (ret == 0)
             ret = new_table_co_write(q, &t);
-        if (ret < 0) {
+        if (ret < 0 && !q->unsure) {
             table_cache_forget(&q->rb, t.start, t.blocks << q->cluster_bits);
             q2_meta_remove(q, t.start, t.clusters << q->cluster_bits);
         }

@@ -11,14 +11,13 @@
 
 static int resize_co_set_size(Qcow2 *q, uint64_t size)
 {
-    uint8_t field[8];
+    uint8_t old[8], field[8];
     int ret = q2_co_settle(q);
 
+    store_be64(old, q->header.size);
     store_be64(field, size);
     if (ret == 0)
-        ret = q2_co_header_patch(q, Q2_H_SIZE, field, sizeof(field));
-    if (ret == 0)
-        ret = child_co_flush(q->node->file);
+        ret = q2_co_header_switch(q, Q2_H_SIZE, old, field, sizeof(field));
     if (ret == 0)
         q->header.size = size;
     return ret;
@@ -28,7 +27,7 @@ static int resize_co_set_size(Qcow2 *q, uint64_t size)
 static int l1_co_write_new(Qcow2 *q, const Q2Run *run, uint32_t size)
 {
     g_autofree uint8_t *raw = g_try_malloc0((size_t)size * 8);
-    uint8_t field[12];
+    uint8_t old[12], field[12];
     int ret;
 
     if (!raw)
@@ -47,10 +46,11 @@ static int l1_co_write_new(Qcow2 *q, const Q2Run *run, uint32_t size)
     if (ret < 0)
         return ret;
     q2_co_event(q, BLKDEBUG_EVENT_L1_GROW_ACTIVATE_TABLE);
+    store_be32(old, q->header.l1_size);
+    store_be64(old + 4, q->header.l1_offset);
     store_be32(field, size);
     store_be64(field + 4, run->offset);
-    ret = q2_co_header_patch(q, Q2_H_L1_SIZE, field, sizeof(field));
-    return ret == 0 ? child_co_flush(q->node->file) : ret;
+    return q2_co_header_switch(q, Q2_H_L1_SIZE, old, field, sizeof(field));
 }
 
 /* l1_lock and commit_lock held: no entry changes, and none is dirty. */
@@ -70,7 +70,7 @@ static int l1_co_grow_locked(Qcow2 *q, uint32_t size)
         ret = l1_co_write_new(q, &run, size);
         if (ret == 0 && !q2_meta_reserve(q, clusters))
             ret = -ENOMEM; /* the header points there already: leave it allocated, this node is of no more use */
-        else if (ret < 0)
+        else if (ret < 0 && !q->unsure)
             q2_co_unref(q, run.offset, run.n << q->cluster_bits, Q2_FREE_OTHER);
     }
     if (ret < 0) {
