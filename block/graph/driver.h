@@ -154,6 +154,7 @@ struct NodeInfo {
     uint32_t cluster_size;   /* bytes, 0: none */
     uint64_t allocated_size; /* bytes on disk; UINT64_MAX: unknown */
     bool is_dirty;
+    bool encrypted;
     bool zero_init;                                /* reads as zeroes where nothing was written since creation */
     const char *backing_filename, *backing_format; /* as the header says, borrowed from the node, NULL: none */
 };

@@ -59,6 +59,7 @@ static ImageInfo *image_info(Node *node, bool with_backing)
     image->virtual_size = (int64_t)node->size;
     image->has_dirty_flag = true;
     image->dirty_flag = info.is_dirty;
+    image->has_encrypted = image->encrypted = info.encrypted;
     image->has_actual_size = info.allocated_size != UINT64_MAX;
     image->actual_size = image->has_actual_size ? (int64_t)info.allocated_size : 0;
     image->has_cluster_size = info.cluster_size != 0;
@@ -102,6 +103,7 @@ static BlockDeviceInfo *device_info(Node *node, bool flat)
     info->cache->no_flush = node->flags.cache_no_flush;
     info->dirty_bitmaps = bitmap_query(node);
     info->image = image_info(node, !flat);
+    info->encrypted = info->image->encrypted;
     return info;
 }
 

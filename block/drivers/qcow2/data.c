@@ -14,6 +14,8 @@
 int q2_co_data_read(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, const IoVec *vec, size_t vec_offset)
 {
     q2_co_event(q, BLKDEBUG_EVENT_READ_AIO);
+    if (q->crypt)
+        return q2_crypt_co_read(q, guest, host, bytes, vec, vec_offset);
     return child_co_preadv(q->data, host, bytes, vec, vec_offset, 0);
 }
 
@@ -30,12 +32,14 @@ int q2_co_data_write(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, co
     if (G_UNLIKELY(ret < 0))
         return ret;
     q2_co_event(q, BLKDEBUG_EVENT_WRITE_AIO);
+    if (q->crypt)
+        return q2_crypt_co_write(q, guest, host, bytes, vec, vec_offset);
     return child_co_pwritev(q->data, host, bytes, vec, vec_offset, 0);
 }
 
 int q2_co_data_zero(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, ReqFlags flags)
 {
-    int ret = data_co_check(q, host, bytes);
+    int ret = q->crypt ? -ENOTSUP : data_co_check(q, host, bytes); /* zeroes in the file are no zeroes */
 
     return ret < 0 ? ret : child_co_pwrite_zeroes(q->data, host, bytes, flags);
 }

@@ -160,6 +160,26 @@ static bool parse_bitmaps(Q2Header *h, const uint8_t *data, uint32_t len, GError
     return check_table(h, "bitmap_directory_offset", h->bitmaps.directory_offset, h->bitmaps.directory_size, error);
 }
 
+static bool parse_crypto(Q2Header *h, const uint8_t *data, uint32_t len, GError **error)
+{
+    if (h->crypt_method != Q2_CRYPT_LUKS)
+        return error_set(error, "CRYPTO header extension only expected with LUKS encryption method");
+    if (len != 16)
+        return error_set(error, "CRYPTO header extension size %" G_GUINT32_FORMAT ", but expected size 16", len);
+    h->crypto.offset = load_be64(data);
+    h->crypto.bytes = load_be64(data + 8);
+    if (!is_aligned(h->crypto.offset, UINT64_C(1) << h->cluster_bits))
+        return error_set(error,
+                         "Encryption header offset '%" G_GUINT64_FORMAT
+                         "' is not a multiple of cluster size '%" G_GUINT64_FORMAT "'",
+                         h->crypto.offset, UINT64_C(1) << h->cluster_bits);
+    if (h->crypto.bytes < 592 || h->crypto.bytes > Q2_MAX_CRYPTO_BYTES)
+        return bad_field(error, "the encryption header's length", h->crypto.bytes, "from 592 to 16777216 are allowed");
+    if (!h->crypto.offset || h->crypto.offset > Q2_MAX_HOST - h->crypto.bytes)
+        return bad_field(error, "the encryption header's offset", h->crypto.offset, "out of range");
+    return true;
+}
+
 static bool parse_extensions(Q2Header *h, const uint8_t *buf, size_t end, const uint8_t **features,
                              size_t *features_len, GError **error)
 {
@@ -188,6 +208,10 @@ static bool parse_extensions(Q2Header *h, const uint8_t *buf, size_t end, const 
         case Q2_EXT_FEATURES:
             *features = data;
             *features_len = len;
+            break;
+        case Q2_EXT_CRYPTO:
+            if (!parse_crypto(h, data, len, error))
+                return false;
             break;
         case Q2_EXT_BITMAPS:
             /* Without its autoclear bit it is what somebody left behind who did not know it. */
@@ -248,6 +272,10 @@ bool q2_header_parse(Q2Header *h, const uint8_t *buf, size_t len, GError **error
         q2_header_free(h);
         return false;
     }
+    if (h->crypt_method == Q2_CRYPT_LUKS && !h->crypto.bytes) {
+        q2_header_free(h);
+        return error_set(error, "Missing CRYPTO header for crypt method %d", Q2_CRYPT_LUKS);
+    }
     if (h->incompat & ~known) {
         refuse_features(h, h->incompat & ~known, features, features_len, error);
         q2_header_free(h);
@@ -265,11 +293,7 @@ void q2_header_free(Q2Header *h)
 
 bool q2_header_check_use(const Q2Header *h, bool writable, GError **error)
 {
-    if (h->crypt_method == 1)
-        return error_set(error, "Unsupported encryption method 1: AES-CBC encrypted images are not supported");
-    if (h->crypt_method == 2)
-        return error_set(error, "Unsupported encryption method 2: LUKS encrypted images are not supported");
-    if (h->crypt_method)
+    if (h->crypt_method > Q2_CRYPT_LUKS)
         return error_set(error, "Unsupported encryption method %" G_GUINT32_FORMAT, h->crypt_method);
     if (h->compression_type > 1)
         return error_set(error, "qcow2: unknown compression type: %u", h->compression_type);

@@ -79,6 +79,7 @@ static bool open_co_meta(Qcow2 *q, GError **error)
         n += q->rt[i] != 0;
     for (uint32_t i = 0; i < q->l1_size; i++)
         n += (q->l1[i] & Q2_OFFSET_MASK) != 0;
+    n += (h->crypto.bytes >> q->cluster_bits) + 2;
     if (!q2_meta_reserve(q, n))
         return error_set(error, "Could not allocate the table of qcow2 metadata");
     q2_meta_add(q, Q2_META_HEADER, 0, q->cluster_size);
@@ -86,6 +87,7 @@ static bool open_co_meta(Qcow2 *q, GError **error)
     q2_meta_add(q, Q2_META_L1, h->l1_offset, (uint64_t)h->l1_size * 8);
     for (uint32_t i = 0; i < q->rt_size; i++)
         q2_meta_add_table(q, Q2_META_REFBLOCK, q->rt[i]);
+    q2_meta_add(q, Q2_META_CRYPTO, h->crypto.offset, h->crypto.bytes);
     if (!q2_snapshots_co_load(q, error) || !q2_bitmaps_meta(q, error))
         return false;
     if (!q2_meta_reserve(q, n))
@@ -110,6 +112,7 @@ static void release(Qcow2 *q)
         timer_cancel(&q->clean_timer);
     table_cache_free(&q->l2);
     table_cache_free(&q->rb);
+    q2_crypt_close(q);
     q2_meta_free(q);
     q2_bitmaps_free(q);
     q2_refcount_free(q);
@@ -150,6 +153,8 @@ static bool open_co_image(Qcow2 *q, const BlockdevOptionsQcow2 *o, GError **erro
         !table_cache_init(&q->rb, &q2_refblock_ops, q->node, (uint32_t)q->cluster_size, q->rb_cache_tables, error))
         return false;
     if (!q2_bitmaps_co_load(q, error) || (node_writable(q->node) && !open_co_meta(q, error)))
+        return false;
+    if (!q2_crypt_co_open(q, o->encrypt, error))
         return false;
     return backing_co_open(q->node, o->backing, q->header.backing_file, q->header.backing_format, error);
 }
@@ -232,6 +237,8 @@ static int64_t q2_co_getlength(Node *node)
 
 static void q2_refresh_limits(Node *node)
 {
+    if (q2_of(node)->crypt)
+        node->limits.request_alignment = MAX(node->limits.request_alignment, CIPHER_SECTOR);
     node->limits.write_zeroes_align = UINT32_C(1) << q2_of(node)->sub_bits;
     node->limits.discard_align = UINT32_C(1) << q2_of(node)->sub_bits;
 }
@@ -248,6 +255,7 @@ static void q2_get_info(Node *node, NodeInfo *info)
     info->cluster_size = (uint32_t)q->cluster_size;
     info->is_dirty = q->header.incompat & Q2_INCOMPAT_DIRTY;
     info->zero_init = !node->backing;
+    info->encrypted = q->crypt;
     info->backing_filename = q->header.backing_file;
     info->backing_format = q->header.backing_format;
 }
@@ -264,6 +272,7 @@ static ImageInfoSpecific *q2_get_specific_info(Node *node)
     data->refcount_bits = INT64_C(1) << q->header.refcount_order;
     data->compression_type = q->header.compression_type ? QCOW2_COMPRESSION_TYPE_ZSTD : QCOW2_COMPRESSION_TYPE_ZLIB;
     data->bitmaps = q2_bitmaps_info(q);
+    data->encrypt = q->crypt ? q2_crypt_info(q) : NULL;
     if (q->header.version >= 3) {
         data->has_lazy_refcounts = data->has_corrupt = data->has_extended_l2 = true;
         data->extended_l2 = q->subs > 1;

@@ -73,7 +73,7 @@ static unsigned mode_mask(Qcow2OverlapCheckMode mode)
 {
     const unsigned all = ((1u << Q2_META__MAX) - 1) & ~1u;
     const unsigned constant = 1u << Q2_META_HEADER | 1u << Q2_META_L1 | 1u << Q2_META_REFTABLE |
-                              1u << Q2_META_SNAPSHOTS | 1u << Q2_META_BITMAPS;
+                              1u << Q2_META_SNAPSHOTS | 1u << Q2_META_BITMAPS | 1u << Q2_META_CRYPTO;
 
     switch (mode) {
     case QCOW2_OVERLAP_CHECK_MODE_NONE:
@@ -126,9 +126,6 @@ bool q2_options_apply(Qcow2 *q, const BlockdevOptionsQcow2 *o, GError **error)
 {
     int64_t interval = o->has_cache_clean_interval ? o->cache_clean_interval : CLEAN_DEFAULT;
 
-    if (o->encrypt)
-        return error_set(error, "No encryption in image header, but options specified format '%s'",
-                         qapi_BlockdevQcow2EncryptionFormat_str(o->encrypt->format));
     if (o->data_file && !q2_has_data_file(q))
         return error_set(error, "'data-file' can only be set for images with an external data file");
     if (o->has_lazy_refcounts && o->lazy_refcounts)

@@ -21,6 +21,7 @@ const char *q2_meta_name(unsigned kind)
         [Q2_META_INACTIVE_L1] = "inactive L1 table",
         [Q2_META_INACTIVE_L2] = "inactive L2 table",
         [Q2_META_BITMAPS] = "bitmap directory",
+        [Q2_META_CRYPTO] = "encryption header",
     };
     return kind < Q2_META__MAX && names[kind] ? names[kind] : "data";
 }

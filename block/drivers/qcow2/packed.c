@@ -97,7 +97,7 @@ int q2_co_pwritev_compressed(Node *node, uint64_t offset, uint64_t bytes, const 
 
     if (G_UNLIKELY(q->corrupt))
         return -EIO;
-    if (q2_has_data_file(q))
+    if (q2_has_data_file(q) || q->crypt)
         return -ENOTSUP;
     if (q2_in_cluster(q, offset) || (q2_in_cluster(q, bytes) && offset + bytes != q->header.size))
         return -EINVAL;

@@ -19,6 +19,7 @@
  */
 #pragma once
 #include "block/aio/io.h"
+#include "block/crypto/cipher.h"
 #include "block/format/backing.h"
 #include "block/format/claim.h"
 #include "block/format/cow.h"
@@ -75,6 +76,10 @@ enum {
     Q2_EXT_DATA_FILE = 0x44415441,
 };
 
+/* Encryption methods. */
+enum { Q2_CRYPT_NONE, Q2_CRYPT_AES, Q2_CRYPT_LUKS };
+#define Q2_MAX_CRYPTO_BYTES (16 << 20)
+
 typedef struct Qcow2 Qcow2;
 
 /* ---- header.c --------------------------------------------------------------------------------------------------- */
@@ -83,6 +88,11 @@ typedef struct Q2Bitmaps {
     uint32_t n;
     uint64_t directory_size, directory_offset; /* bytes */
 } Q2Bitmaps;
+
+/* Where the LUKS header lies. */
+typedef struct Q2Crypto {
+    uint64_t offset, bytes; /* bytes 0: nowhere */
+} Q2Crypto;
 
 /* The header as it stands in the image, checked; in the machine's byte order. */
 typedef struct Q2Header {
@@ -103,7 +113,8 @@ typedef struct Q2Header {
     char *backing_file;       /* NULL: none */
     char *backing_format;     /* NULL: not named */
     char *data_file;          /* the data file's name; NULL: none, or not named */
-    Q2Bitmaps bitmaps;        /* n is 0 when there is no such extension */
+    Q2Crypto crypto;
+    Q2Bitmaps bitmaps; /* n is 0 when there is no such extension */
 } Q2Header;
 
 /* Parses the first @len bytes of an image (at least the first cluster, or all there is). Refuses with an error that
@@ -169,6 +180,7 @@ enum {
     Q2_META_INACTIVE_L1,
     Q2_META_INACTIVE_L2,
     Q2_META_BITMAPS,
+    Q2_META_CRYPTO,
     Q2_META__MAX,
 };
 
@@ -409,6 +421,18 @@ ssize_t q2_co_compress(Qcow2 *q, const void *in, size_t in_size, void *out, size
 /* Sizes of both caches, interval, overlap checks, pass-discard-*: into @q. Refuses by name what it does not do. */
 bool q2_options_apply(Qcow2 *q, const BlockdevOptionsQcow2 *options, GError **error);
 
+/* ---- crypt.c ---------------------------------------------------------------------------------------------------- */
+
+typedef struct Q2Crypt Q2Crypt;
+/* Makes q->crypt as header and options ask for it. On failure q2_crypt_close() cleans up. */
+bool q2_crypt_co_open(Qcow2 *q, const BlockdevQcow2Encryption *options, GError **error);
+void q2_crypt_close(Qcow2 *q);
+/* For queries; the caller's. q->crypt is there. */
+ImageInfoSpecificQCow2Encryption *q2_crypt_info(const Qcow2 *q);
+/* Guest data of an encrypted image, whole sectors: for data.c. */
+int q2_crypt_co_read(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, const IoVec *vec, size_t vec_offset);
+int q2_crypt_co_write(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, const IoVec *vec, size_t vec_offset);
+
 /* ---- state ------------------------------------------------------------------------------------------------------ */
 
 struct Qcow2 {
@@ -443,6 +467,7 @@ struct Qcow2 {
 
     TableCache l2, rb;
     Q2MetaSet meta;
+    Q2Crypt *crypt; /* NULL: guest data is not encrypted */
 
     /* allocation: alloc_lock for whoever takes clusters */
     CoMutex alloc_lock;

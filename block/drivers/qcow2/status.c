@@ -28,5 +28,9 @@ int q2_co_block_status(Node *node, bool want_zero, uint64_t offset, uint64_t byt
         if (q2_is_raw(q))
             ret->flags |= STATUS_RECURSE; /* what is zero stands there as data */
     }
+    if (r == 0 && q->crypt) { /* what stands there is not what is read */
+        ret->flags &= ~(unsigned)(STATUS_OFFSET_VALID | STATUS_RECURSE);
+        ret->file = NULL;
+    }
     return r;
 }

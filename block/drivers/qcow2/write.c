@@ -130,7 +130,7 @@ static int fill_co_run(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *v
         .host = f->run.offset + (f->start - (f->first << q->cluster_bits)),
         .disk_size = q->header.size,
         .align = q->data->node->limits.request_alignment,
-        .fresh = f->run.fresh,
+        .fresh = f->run.fresh && !q->crypt,
     };
 
     return cow_co_write(q->node, &cow_ops, &w);
