@@ -11,27 +11,12 @@ SECRET = 'correct horse'
 OBJECT = f'secret,id=s,data={SECRET}'
 FAST = 20  # ms of PBKDF2; on a busy machine qemu-img may fail to measure so little, and is asked again
 
-# cipher, mode, IV generator, hash of it, hash: each pair of neighbours somewhere
+# Those that qemu-img makes: cipher, mode, IV generator, hash of it, hash
 MATRIX = (
     ('aes-256', 'xts', 'plain64', None, 'sha256'),
-    ('aes-128', 'xts', 'plain', None, 'sha1'),
-    ('aes-192', 'xts', 'plain64', None, 'sha512'),
-    ('aes-256', 'xts', 'essiv', 'sha256', 'sha384'),
     ('aes-128', 'cbc', 'essiv', 'md5', 'ripemd160'),
-    ('aes-256', 'cbc', 'essiv', 'sha256', 'sha224'),
-    ('aes-256', 'cbc', 'plain', None, 'md5'),
-    ('aes-128', 'ecb', 'plain64', None, 'sha256'),
-    ('aes-256', 'ctr', 'plain64', None, 'sha256'),
-    ('serpent-128', 'xts', 'plain64', None, 'sha256'),
     ('serpent-256', 'xts', 'essiv', 'sha256', 'sha1'),
-    ('serpent-256', 'cbc', 'plain64', None, 'sha512'),
-    ('serpent-256', 'ecb', 'plain', None, 'sha256'),
-    ('twofish-128', 'ctr', 'plain', None, 'ripemd160'),
-    ('twofish-256', 'xts', 'plain64', None, 'sha256'),
-    ('twofish-256', 'cbc', 'essiv', 'sha256', 'sha256'),
-    ('cast5-128', 'cbc', 'plain64', None, 'sha256'),
-    ('cast5-128', 'ctr', 'plain', None, 'sha1'),
-    ('cast5-128', 'ecb', 'plain64', None, 'sha512'),
+    ('cast5-128', 'ctr', 'plain', None, 'sha512'),
 )
 
 

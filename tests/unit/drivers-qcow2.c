@@ -41,8 +41,8 @@ static void headers_co_body(void)
     field_co_refuse("", 20, 4, 22, "Unsupported cluster size: 2^22");
     field_co_refuse("", 24, 8, UINT64_C(1) << 62, "L1 table is too small");
     field_co_refuse("", 24, 8, UINT64_MAX - 511, "size is");
-    field_co_refuse("", 32, 4, 1, "Unsupported encryption method 1");
-    field_co_refuse("", 32, 4, 2, "Unsupported encryption method 2");
+    field_co_refuse("", 32, 4, 1, "Parameter 'encrypt.key-secret' is required for cipher");
+    field_co_refuse("", 32, 4, 2, "Missing CRYPTO header for crypt method 2");
     field_co_refuse("", 32, 4, 3, "Unsupported encryption method 3");
     field_co_refuse("", 36, 4, (32 * MIB) / 8 + 1, "Active L1 table too large: l1_size is 4194305");
     field_co_refuse("", 36, 4, 0, "L1 table is too small");
