@@ -191,28 +191,37 @@ static int config_read(void *opaque)
     return ret;
 }
 
+bool blkdebug_parse(Blkdebug *s, const char *text, unsigned *ret_line, GError **error)
+{
+    g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
+
+    return parse_lines(s, lines, ret_line, error);
+}
+
 static bool config_co_load(Blkdebug *s, const char *path, GError **error)
 {
     ConfigFile file = {.path = path};
     int ret = aio_co_worker(config_read, &file);
     g_autofree char *text = file.text;
-    g_auto(GStrv) lines = NULL;
     unsigned number;
 
     if (ret < 0)
         return error_set_errno(error, -ret, "Could not read blkdebug config file");
-    lines = g_strsplit(text, "\n", -1);
-    if (parse_lines(s, lines, &number, error))
+    if (blkdebug_parse(s, text, &number, error))
         return true;
     g_prefix_error(error, "%s:%u: ", path, number);
     return false;
 }
 
-bool blkdebug_co_rules_init(Blkdebug *s, const BlockdevOptionsBlkdebug *options, GError **error)
+void blkdebug_rules_init(Blkdebug *s)
 {
     s->rules = g_ptr_array_new_with_free_func(rule_free);
     s->armed = g_ptr_array_new();
     s->state = 1;
+}
+
+bool blkdebug_co_rules_load(Blkdebug *s, const BlockdevOptionsBlkdebug *options, GError **error)
+{
     if (options->config && *options->config && !config_co_load(s, options->config, error))
         return false;
     for (size_t i = 0; options->inject_error && i < options->inject_error->len; i++)

@@ -67,7 +67,8 @@ static bool blkdebug_co_open(Node *node, const BlockdevOptions *options, GError 
 
     s->take_perms = perms_of(o->take_child_perms);
     s->unshare_perms = perms_of(o->unshare_child_perms);
-    if (!blkdebug_co_rules_init(s, o, error) || !node_co_open_child(node, "image", o->image, ROLE_FILTER, error))
+    blkdebug_rules_init(s);
+    if (!blkdebug_co_rules_load(s, o, error) || !node_co_open_child(node, "image", o->image, ROLE_FILTER, error))
         goto fail;
     image = node->file->node;
     if (!take_limits(&s->limits, o, image->limits.request_alignment, error))

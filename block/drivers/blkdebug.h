@@ -26,9 +26,14 @@ struct Blkdebug {
     unsigned take_perms, unshare_perms;
 };
 
-/* Reads the options' rules and those of the file they name. False with @error; blkdebug_rules_free() either way. */
-bool blkdebug_co_rules_init(Blkdebug *s, const BlockdevOptionsBlkdebug *options, GError **error);
+/* No rules yet. */
+void blkdebug_rules_init(Blkdebug *s);
 void blkdebug_rules_free(Blkdebug *s);
+/* Adds the rules of a configuration file's @text. False with @error: *@ret_line is where it stands, from 1; the rules
+ * before it may have been added. */
+bool blkdebug_parse(Blkdebug *s, const char *text, unsigned *ret_line, GError **error);
+/* Adds those of the file that the options name and then the options' own. False with @error: some may have been. */
+bool blkdebug_co_rules_load(Blkdebug *s, const BlockdevOptionsBlkdebug *options, GError **error);
 
 /* An event; yields at breakpoints. */
 void blkdebug_co_event(Node *node, BlkdebugEvent event);

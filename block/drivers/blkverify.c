@@ -17,7 +17,7 @@
 #include <inttypes.h>
 #include <unistd.h>
 
-#define TRANSFER_MAX (4 * 1024 * 1024) /* bytes: a read needs a buffer */
+#define TRANSFER_MAX (1024 * 1024) /* bytes: a read needs a buffer */
 
 /* Loop's thread. */
 typedef struct Blkverify {

@@ -10,7 +10,7 @@
 #include <errno.h>
 
 #define SECTOR       512
-#define TRANSFER_MAX (2 * 1024 * 1024) /* bytes: a read needs a buffer for each child */
+#define TRANSFER_MAX (512 * 1024) /* bytes: a read needs a buffer for each child */
 
 /* ---- one request to all ----------------------------------------------------------------------------------------- */
 
@@ -44,9 +44,15 @@ static void part_co_entry(void *opaque)
 
 void quorum_co_all(QuorumOp *op)
 {
+    Loop *loop = op->node->loop;
+
+    /* The last one needs no coroutine of its own; where they are short, none gets one. */
     op->pending = op->n;
     for (unsigned i = 0; i < op->n; i++)
-        coroutine_start(op->node->loop, part_co_entry, &op->parts[i]);
+        if (i + 1 < op->n && coroutine_available(loop))
+            coroutine_start(loop, part_co_entry, &op->parts[i]);
+        else
+            part_co_entry(&op->parts[i]);
     while (op->pending)
         coqueue_co_wait(&op->done, NULL);
 }
