@@ -14,7 +14,7 @@ import threading
 import time
 
 import servers
-from servers import NBDKIT, OURS, QSD, sd
+from servers import NBDKIT, OURS, OWN_RAW, QSD, sd
 
 RUNTIME = float(os.environ.get('RUNTIME', '2'))  # of one fio run, seconds
 FILE_SIZE = sd.GIB
@@ -67,6 +67,7 @@ class Fio(Row):
     """IOPS over one NBD connection, by fio's nbd engine."""
     unit, lower_is_better, peers = 'IOPS', False, (OURS, QSD, NBDKIT)
     place, fmt, rw, bs, depth, direct = 'tmpfs', 'raw', 'randread', '4k', 64, False
+    span = FILE_SIZE  # of what requests reach
 
     def image(self, work, peer):
         """A peer's own copy, so that none reads what another wrote."""
@@ -80,7 +81,7 @@ class Fio(Row):
     def fio(self, *target, rw=None, more=()):
         p = sd.run('fio', '--name=row', f'--rw={rw or self.rw}', f'--bs={self.bs}', f'--iodepth={self.depth}',
                    '--randseed=5', '--output-format=json', *target, *(more or ('--time_based', f'--runtime={RUNTIME}',
-                   '--ramp_time=0.3')), f'--size={FILE_SIZE}')
+                   '--ramp_time=0.3')), f'--size={self.span}')
         return json.loads(p.stdout[p.stdout.index('{'):])['jobs'][0]
 
     def measure(self, work, peer):
@@ -100,6 +101,41 @@ class Fio(Row):
             with servers.nbd(peer, self.fmt, self.image(work, peer), self.direct) as uri:
                 self.fio('--ioengine=nbd', f'--uri={uri}', '--verify=crc32c', '--do_verify=1', '--verify_fatal=1',
                          '--verify_state_save=0', more=(f'--io_size={64 * sd.MIB}',))
+
+
+class FioBesideRaw(Fio):
+    """The same requests on a qcow2 image and on its file as a raw one: what the format costs."""
+    fmt, peers, goal = 'qcow2', (OURS, OWN_RAW), '>= 0.85x own raw'
+
+    def measure(self, work, peer):
+        with servers.nbd(peer, 'raw' if peer == OWN_RAW else self.fmt, self.image(work, peer)) as uri:
+            return self.fio('--ioengine=nbd', f'--uri={uri}')['read' if 'read' in self.rw else 'write']['iops']
+
+    def verify(self, work, peer):
+        if peer != OWN_RAW:
+            super().verify(work, peer)
+
+
+class FioAllocating(Fio):
+    """Writes to an empty image, each to a cluster of its own: the count is fixed, not the time."""
+    fmt, rw, peers, options = 'qcow2', 'randwrite', (OURS, QSD), ()
+    span, cluster = 2 * sd.GIB, 64 * 1024
+
+    def image(self, work, peer):
+        path = work.path(self.place, f'{peer}.new')
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        sd.qemu_img('create', '-q', '-f', self.fmt, '-o', f'cluster_size={self.cluster}', path, str(self.span))
+        return path
+
+    def measure(self, work, peer):
+        path = self.image(work, peer)
+        with servers.nbd(peer, self.fmt, path) as uri:
+            job = self.fio('--ioengine=nbd', f'--uri={uri}', more=(f'--blockalign={self.cluster}',
+                           f'--number_ios={self.span // self.cluster}'))
+        sd.check_image(path, self.fmt)
+        os.unlink(path)
+        return job['write']['iops']
 
 
 class Copy(Row):
@@ -274,6 +310,9 @@ def nbd_rows():
     yield Fio('nbd-raw-write-256k-q16', rw='write', bs='256k', depth=16, goal='>= 2x qsd, >= 1x nbdkit')
     yield Fio('nbd-qcow2-randread-q64', fmt='qcow2', peers=(OURS, QSD), goal='>= 3x qsd')
     yield Fio('nbd-qcow2-randwrite-q64', fmt='qcow2', rw='randwrite', peers=(OURS, QSD), goal='>= 2.5x qsd')
+    yield FioBesideRaw('nbd-qcow2-beside-raw-randread-q64')
+    yield FioBesideRaw('nbd-qcow2-beside-raw-randwrite-q64', rw='randwrite')
+    yield FioAllocating('nbd-qcow2-alloc-randwrite-q64', goal='>= 1.5x qsd')
     disk = dict(place='disk', direct=True, peers=(OURS, QSD, 'fio'))
     yield Fio('nbd-disk-randread-q64', goal='>= 1.6x qsd, >= 0.9x fio', **disk)
     yield Fio('nbd-disk-randwrite-q64', rw='randwrite', goal='>= 1.3x qsd or >= 0.9x fio', **disk)

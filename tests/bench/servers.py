@@ -10,7 +10,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'
 import sd
 
 OURS, QSD, NBDKIT = 'ours', 'qsd', 'nbdkit'
-PROGRAMS = {OURS: sd.DAEMON, QSD: shutil.which('qemu-storage-daemon'), NBDKIT: shutil.which('nbdkit')}
+OWN_RAW = 'own raw'  # ours, with raw instead of the format that the row is about
+PROGRAMS = {OURS: sd.DAEMON, OWN_RAW: sd.DAEMON, QSD: shutil.which('qemu-storage-daemon'), NBDKIT: shutil.which('nbdkit')}
 
 
 def installed(peer):
