@@ -53,6 +53,7 @@ help:
 	@echo 'make check-seeds     the QEMU iotests that specify the project (SEEDS=DIR)'
 	@echo 'make fuzz            fuzz every parser for TIME=60 seconds (FUZZ=NAME: one), with clang, in build-fuzz'
 	@echo 'make crash-replay    simulate power cuts: STATES=20000 distinct ones, SEED=1 (ONLY=REGEX: of some workloads)'
+	@echo 'make mutation        leave out each barrier in turn: crash-replay must notice'
 	@echo 'make bench           speed beside the peers (ROWS="NAME…": some of the rows)'
 	@echo 'make format lint     clang-format all sources; run the lints'
 	@echo 'make docs            the QMP reference, from the schema, in $(BUILD)/docs/qmp-reference.md'
@@ -167,10 +168,21 @@ $(REPLAY): $(REPLAY_OBJ) $(call libs,daemon)
 	@mkdir -p $(@D)
 	$(call say,LINK $@)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+# The same with names for the places where order matters: each can be left out (block/util/order.h).
+MUTABLE := $(sort $(shell grep -lE 'order_left_out|q2_co_barrier' -r block --include=*.c))
+MUTABLE_OBJ := $(MUTABLE:%.c=$(BUILD)/mutable/%.o)
+$(BUILD)/mutable/%.o: %.c | $(GEN)/qapi/stamp
+	@mkdir -p $(@D)
+	$(call say,CC $< (mutable))
+	$(Q)$(CC) $(CFLAGS) -DSD_MUTATE -MMD -MP -c -o $@ $<
+$(REPLAY)-mutable: $(REPLAY_OBJ) $(MUTABLE_OBJ) $(call libs,daemon)
+	@mkdir -p $(@D)
+	$(call say,LINK $@)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 .SECONDARY:
 
 .PHONY: tests-build
-tests-build: $(UNIT_TESTS) $(GRAPH_TESTS) $(FUZZ_TESTS) $(REPLAY)
+tests-build: $(UNIT_TESTS) $(GRAPH_TESTS) $(FUZZ_TESTS) $(REPLAY) $(REPLAY)-mutable
 
 # Builds with all cores unless -j says otherwise; tests run on as many.
 JOBS ?= $(shell nproc)
@@ -195,7 +207,10 @@ check-seeds:
 
 STATES ?= 20000
 SEED ?= 1
-.PHONY: crash-replay
+.PHONY: crash-replay mutation
+mutation:
+	+@$(SUBMAKE) $(REPLAY)-mutable
+	@$(RUN_TESTS) --only test_mutation --verbose
 crash-replay:
 	+@$(SUBMAKE) $(REPLAY)
 	@$(REPLAY) --states $(STATES) --seed $(SEED) $(if $(ONLY),--only '$(ONLY)')

@@ -46,9 +46,9 @@ typedef struct Blklogwrites {
 
 static uint64_t clock_now;
 
-uint64_t blklogwrites_clock(void)
+uint64_t blklogwrites_moment(void)
 {
-    return clock_now + 1;
+    return ++clock_now;
 }
 
 /* ---- the log ---------------------------------------------------------------------------------------------------- */
@@ -193,7 +193,7 @@ static int request_co_begin(Node *node, Request *r)
 
     if (!s->order)
         return s->broken ? -EIO : 0;
-    r->number = ++clock_now;
+    r->number = blklogwrites_moment();
     return request_co_log(node, r);
 }
 
@@ -205,9 +205,10 @@ static int request_co_end(Node *node, const Request *r, int ret)
     if (!s->order)
         log = ret == 0 ? request_co_log(node, r) : 0;
     else if (ret == 0)
-        log = log_co_mark(node, "sd complete %" PRIu64 " of %" PRIu64, ++clock_now, r->number);
+        log = log_co_mark(node, "sd complete %" PRIu64 " of %" PRIu64, blklogwrites_moment(), r->number);
     else
-        log = log_co_mark(node, "sd failed %" PRIu64 " of %" PRIu64 " errno %d", ++clock_now, r->number, -ret);
+        log =
+            log_co_mark(node, "sd failed %" PRIu64 " of %" PRIu64 " errno %d", blklogwrites_moment(), r->number, -ret);
     return log < 0 ? log : ret;
 }
 
@@ -274,7 +275,7 @@ static bool log_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode 
 {
     Blklogwrites *s = node->state;
     uint64_t begin = align_up(size, s->sector), end = align_down(node->file->node->size, s->sector);
-    uint64_t number = ++clock_now;
+    uint64_t number = blklogwrites_moment();
     Request r = {.offset = begin, .bytes = end > begin ? end - begin : 0, .flags = LOG_DISCARD};
     int ret = 0;
     bool ok;
@@ -283,7 +284,8 @@ static bool log_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode 
         ret = log_co_mark(node, "sd size %" PRIu64 " at %" PRIu64, size, number);
     ok = ret == 0 && child_co_truncate(node->file, size, exact, prealloc, flags, error);
     if (ret == 0 && s->order)
-        ret = log_co_mark(node, "sd %s %" PRIu64 " of %" PRIu64, ok ? "complete" : "failed", ++clock_now, number);
+        ret = log_co_mark(node, "sd %s %" PRIu64 " of %" PRIu64, ok ? "complete" : "failed", blklogwrites_moment(),
+                          number);
     else if (ok && r.bytes)
         ret = request_co_log(node, &r);
     if (ret < 0 && (!error || !*error))

@@ -23,5 +23,5 @@ typedef struct LogEntry {
     uint64_t data_len; /* of a mark, bytes */
 } __attribute__((packed)) LogEntry;
 
-/* The number of the next mark, which counts through all logs of the process. Marks' numbers only grow. */
-uint64_t blklogwrites_clock(void);
+/* Takes the next moment for something else that has to fit in with the logs. They count up through the process. */
+uint64_t blklogwrites_moment(void);

@@ -7,6 +7,7 @@
  */
 #include "block/graph/debug.h"
 #include "block/graph/graph-int.h"
+#include "block/util/order.h"
 
 /* @dirty: something was written since the last flush. The driver's caches first, since that writes to the children;
  * then the children; then the disk. */
@@ -21,7 +22,8 @@ static int node_co_flush_once(Node *node, bool dirty)
         child_co_debug_event(node->file, BLKDEBUG_EVENT_FLUSH_TO_DISK);
     if (drv->co_flush_children && ret == 0)
         ret = drv->co_flush_children(node);
-    for (guint i = 0; !drv->co_flush_children && i < node->children->len && ret == 0; i++) {
+    for (guint i = 0;
+         !drv->co_flush_children && !order_left_out("flush-children") && i < node->children->len && ret == 0; i++) {
         Child *child = g_ptr_array_index(node->children, i);
         /* Backing files are never written through this node, except by what holds write permission on them. */
         if (!(child->role & ROLE_COW) || (child->perm & PERM_WRITE))

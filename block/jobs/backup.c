@@ -7,6 +7,7 @@
  */
 #include "block/graph/drain.h"
 #include "block/jobs/backup-int.h"
+#include "block/util/order.h"
 
 static BackupJob *backup_of(Job *job)
 {
@@ -35,7 +36,7 @@ static int backup_co_run(Job *job, GError **error)
     }
     while (ret == 0 && !job_is_cancelled(job) && copy_remaining(b->copy))
         ret = copy_co_pass(b->copy);
-    if (ret == 0)
+    if (ret == 0 && !order_left_out("backup-end"))
         ret = job_co_flush(job, b->target, b->on_target_error);
     return ret;
 }

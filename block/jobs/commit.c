@@ -17,6 +17,7 @@
 #include "block/jobs/copy.h"
 #include "block/jobs/mirror.h"
 #include "block/util/bytes.h"
+#include "block/util/order.h"
 #include <inttypes.h>
 
 #define CLUSTER_MIN (64 * 1024) /* bytes: the unit in which is kept what is to be copied */
@@ -83,7 +84,7 @@ static int commit_co_run(Job *job, GError **error)
     job_progress_done(job, (int64_t)(c->top->size - copy_remaining(c->copy)));
     while (ret == 0 && !job_is_cancelled(job) && copy_remaining(c->copy))
         ret = copy_co_pass(c->copy);
-    return ret < 0 ? ret : job_co_flush(job, c->base, c->on_error);
+    return ret < 0 || order_left_out("commit-job-end") ? ret : job_co_flush(job, c->base, c->on_error);
 }
 
 static void commit_co_settle(Job *job)

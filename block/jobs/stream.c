@@ -13,6 +13,7 @@
 #include "block/jobs/chain.h"
 #include "block/jobs/copy.h"
 #include "block/util/bytes.h"
+#include "block/util/order.h"
 #include <inttypes.h>
 
 #define CLUSTER_MIN (64 * 1024) /* bytes: the unit in which is kept what is to be copied */
@@ -76,7 +77,7 @@ static int stream_co_run(Job *job, GError **error)
     job_progress_done(job, (int64_t)(s->top->size - copy_remaining(s->copy)));
     while (ret == 0 && !job_is_cancelled(job) && copy_remaining(s->copy))
         ret = copy_co_pass(s->copy);
-    return ret < 0 ? ret : job_co_flush(job, s->top, s->on_error);
+    return ret < 0 || order_left_out("stream-end") ? ret : job_co_flush(job, s->top, s->on_error);
 }
 
 static void stream_co_settle(Job *job)

@@ -189,7 +189,7 @@ static bool directory_co_switch(Store *s, GError **error)
     if (ret == 0)
         ret = q2_co_commit(q);
     if (ret == 0) /* another's commit may have taken our refcounts along, but came too early for what we wrote */
-        ret = child_co_flush(q->node->file);
+        ret = q2_co_barrier(q, "bitmap-directory");
     if (ret < 0)
         return failed(q, ret, error);
     s->switching = true;
@@ -400,7 +400,7 @@ int q2_bitmaps_co_mark(Qcow2 *q)
         if (ret == 0)
             ret = child_co_pwrite(q->node->file, q->header.bitmaps.directory_offset, size, raw, 0);
         if (ret == 0)
-            ret = child_co_flush(q->node->file);
+            ret = q2_co_barrier(q, "bitmap-in-use");
     }
     for (guint i = 0; ret < 0 && i < marked->len; i++)
         ((Q2Bitmap *)g_ptr_array_index(marked, i))->flags &= ~(uint32_t)Q2_BITMAP_IN_USE;

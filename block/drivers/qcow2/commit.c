@@ -114,7 +114,7 @@ static int commit_co_refcounts(Qcow2 *q, Frozen *f)
     int ret = table_cache_co_write_frozen(&q->rb);
 
     if (ret == 0 && f->rt.n) {
-        ret = child_co_flush(q->node->file);
+        ret = q2_co_barrier(q, "commit-refblocks");
         /* Not while the table is being replaced by a larger one, and not into one that has been. */
         comutex_co_lock(&q->alloc_lock);
         if (ret == 0 && f->rt_offset == q->header.rt_offset)
@@ -127,7 +127,7 @@ static int commit_co_refcounts(Qcow2 *q, Frozen *f)
     }
     if (ret == 0)
         ret = q2_co_data_flush(q);
-    return ret == 0 ? child_co_flush(q->node->file) : ret;
+    return ret == 0 ? q2_co_barrier(q, "commit-entries") : ret;
 }
 
 int q2_co_commit_locked(Qcow2 *q)
@@ -145,7 +145,9 @@ int q2_co_commit_locked(Qcow2 *q)
     q2_free_begin(q);
     if (!freeze(q, &f))
         return -ENOMEM;
-    ret = commit_co_refcounts(q, &f);
+    ret = order_left_out("commit-order") ? table_cache_co_write_frozen(&q->l2) : 0;
+    if (ret == 0)
+        ret = commit_co_refcounts(q, &f);
     if (ret == 0)
         ret = q2_free_co_apply(q);
     if (ret < 0)
@@ -181,7 +183,7 @@ int q2_co_settle(Qcow2 *q)
     do {
         ret = q2_co_commit_locked(q);
         if (ret == 0)
-            ret = child_co_flush(q->node->file);
+            ret = q2_co_barrier(q, "settle");
         q2_free_co_wait(q);
     } while (ret == 0 &&
              (q2_free_pending(q) || table_cache_is_dirty(&q->rb) || table_cache_is_dirty(&q->l2) || q->rt_n_dirty));

@@ -51,7 +51,7 @@ static int io_co_write(void *opaque, uint64_t offset, size_t bytes, const void *
 
 static int io_co_flush(void *opaque)
 {
-    return child_co_flush(((Qcow2 *)opaque)->node->file);
+    return q2_co_barrier(opaque, "luks-header");
 }
 
 static LuksIo luks_io(Qcow2 *q)

@@ -51,7 +51,7 @@ int q2_co_data_discard(Qcow2 *q, uint64_t host, uint64_t bytes)
 
 int q2_co_data_flush(Qcow2 *q)
 {
-    return q2_has_data_file(q) ? child_co_flush(q->data) : 0;
+    return q2_has_data_file(q) && !order_left_out("commit-data-file") ? child_co_flush(q->data) : 0;
 }
 
 int q2_co_packed_load(Qcow2 *q, uint64_t host, uint64_t bytes, void *buf)

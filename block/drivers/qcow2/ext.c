@@ -42,7 +42,7 @@ static int write_co_step(Edit *e, size_t offset, const void *bytes, size_t size)
     int ret = child_co_pwrite(e->q->node->file, offset, size, bytes, 0);
 
     if (ret == 0)
-        ret = child_co_flush(e->q->node->file);
+        ret = q2_co_barrier(e->q, "extension");
     if (ret == 0)
         memcpy(e->cluster + offset, bytes, size);
     return ret;

@@ -106,7 +106,8 @@ void q2_free_begin(Qcow2 *q)
 
 void q2_free_freeze(Qcow2 *q)
 {
-    list_move(&q->committing, &q->dropped); /* to what a commit has left that failed */
+    list_move(order_left_out("free-late") ? &q->grace : &q->committing,
+              &q->dropped); /* to what a commit has left that failed */
     q->free_bytes = 0;
 }
 

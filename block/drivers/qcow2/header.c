@@ -314,12 +314,12 @@ int q2_co_header_patch(Qcow2 *q, unsigned offset, const void *bytes, unsigned si
     return child_co_pwrite(q->node->file, offset, size, bytes, 0);
 }
 
-int q2_co_header_switch(Qcow2 *q, unsigned offset, const void *old, const void *now, unsigned size)
+int q2_co_header_switch(Qcow2 *q, unsigned offset, const void *old, const void *now, unsigned size, const char *site)
 {
     int ret = q2_co_header_patch(q, offset, now, size), back;
 
     if (ret == 0)
-        ret = child_co_flush(q->node->file);
+        ret = q2_co_barrier(q, site);
     if (ret == 0)
         return 0;
     back = q2_co_header_patch(q, offset, old, size);
@@ -344,7 +344,7 @@ int q2_co_set_incompat(Qcow2 *q, uint64_t incompat)
     store_be64(field, incompat);
     ret = q2_co_header_patch(q, Q2_H_INCOMPAT, field, sizeof(field));
     if (ret == 0)
-        ret = child_co_flush(q->node->file);
+        ret = q2_co_barrier(q, "incompat");
     if (ret == 0)
         q->header.incompat = incompat;
     return ret;
@@ -361,7 +361,7 @@ int q2_co_before_first_write(Qcow2 *q)
         store_be64(field, q->header.autoclear & keep);
         ret = q2_co_header_patch(q, Q2_H_AUTOCLEAR, field, sizeof(field));
         if (ret == 0)
-            ret = child_co_flush(q->node->file);
+            ret = q2_co_barrier(q, "autoclear");
         if (ret == 0)
             q->header.autoclear &= keep;
     }

@@ -28,6 +28,7 @@
 #include "block/graph/io.h"
 #include "block/graph/status.h"
 #include "block/util/bytes.h"
+#include "block/util/order.h"
 
 #define Q2_MAGIC              0x514649fb
 #define Q2_MIN_CLUSTER_BITS   9
@@ -132,8 +133,9 @@ bool q2_header_check_use(const Q2Header *header, bool writable, GError **error);
 int q2_co_header_patch(Qcow2 *q, unsigned offset, const void *bytes, unsigned size);
 /* Replaces @size bytes of the header, @old by @now, durably. When that fails @old is put back. When that fails as well
  * nobody knows which of the two the image has: then q->unsure is set, nothing is committed and no flush succeeds until
- * the image is opened again, and what either of the two leads to must stay as it is. 0 or -errno. */
-int q2_co_header_switch(Qcow2 *q, unsigned offset, const void *old, const void *now, unsigned size);
+ * the image is opened again, and what either of the two leads to must stay as it is. @site: q2_co_barrier()'s. 0 or
+ * -errno. */
+int q2_co_header_switch(Qcow2 *q, unsigned offset, const void *old, const void *now, unsigned size, const char *site);
 /* Sets the feature bits in the image and in memory and makes them durable. Version 3 only. */
 int q2_co_set_incompat(Qcow2 *q, uint64_t incompat);
 
@@ -303,6 +305,9 @@ int q2_co_commit_locked(Qcow2 *q);
 int q2_co_settle(Qcow2 *q);
 /* Of the caches. L2 tables are only written in a commit, refcount blocks at any time. */
 extern const TableCacheOps q2_l2_ops, q2_refblock_ops;
+
+/* A barrier: what was written to the image before it is durable when it returns. @site: its name, see util/order.h. */
+static inline int q2_co_barrier(Qcow2 *q, const char *site);
 
 /* ---- map.c ------------------------------------------------------------------------------------------------------ */
 
@@ -521,6 +526,11 @@ static inline bool q2_has_data_file(const Qcow2 *q)
 static inline bool q2_is_raw(const Qcow2 *q)
 {
     return q2_has_data_file(q) && (q->header.autoclear & Q2_AUTOCLEAR_RAW);
+}
+
+static inline int q2_co_barrier(Qcow2 *q, const char *site)
+{
+    return order_left_out(site) ? 0 : child_co_flush(q->node->file);
 }
 
 static inline uint64_t q2_in_cluster(const Qcow2 *q, uint64_t offset)

@@ -34,7 +34,7 @@ static int write_co_step(Rebase *r, size_t offset, const void *bytes, size_t siz
 {
     int ret = child_co_pwrite(r->q->node->file, offset, size, bytes, 0);
 
-    return ret < 0 ? ret : child_co_flush(r->q->node->file);
+    return ret < 0 ? ret : q2_co_barrier(r->q, "rebase");
 }
 
 /* Finds format and end mark. False when there is no end mark: what follows the extensions could not change. */

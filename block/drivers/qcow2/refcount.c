@@ -222,7 +222,7 @@ static int new_table_co_write(Qcow2 *q, NewTable *t)
     if (ret == 0)
         ret = child_co_pwrite(q->node->file, offset, bytes, raw, 0);
     if (ret == 0)
-        ret = child_co_flush(q->node->file);
+        ret = q2_co_barrier(q, "refcount-table");
     if (ret < 0)
         return ret;
     q2_co_event(q, BLKDEBUG_EVENT_REFBLOCK_ALLOC_SWITCH_TABLE);
@@ -230,7 +230,7 @@ static int new_table_co_write(Qcow2 *q, NewTable *t)
     store_be32(old + 8, q->header.rt_clusters);
     store_be64(field, offset);
     store_be32(field + 8, (uint32_t)(bytes >> q->cluster_bits));
-    return q2_co_header_switch(q, Q2_H_RT_OFFSET, old, field, sizeof(field));
+    return q2_co_header_switch(q, Q2_H_RT_OFFSET, old, field, sizeof(field), "refcount-table-header");
 }
 
 static int refcount_co_grow_table(Qcow2 *q, uint64_t want)

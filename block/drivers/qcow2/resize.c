@@ -17,7 +17,7 @@ static int resize_co_set_size(Qcow2 *q, uint64_t size)
     store_be64(old, q->header.size);
     store_be64(field, size);
     if (ret == 0)
-        ret = q2_co_header_switch(q, Q2_H_SIZE, old, field, sizeof(field));
+        ret = q2_co_header_switch(q, Q2_H_SIZE, old, field, sizeof(field), "resize-size");
     if (ret == 0)
         q->header.size = size;
     return ret;
@@ -42,7 +42,7 @@ static int l1_co_write_new(Qcow2 *q, const Q2Run *run, uint32_t size)
     if (ret == 0)
         ret = child_co_pwrite(q->node->file, run->offset, (uint64_t)size * 8, raw, 0);
     if (ret == 0)
-        ret = child_co_flush(q->node->file);
+        ret = q2_co_barrier(q, "resize-l1");
     if (ret < 0)
         return ret;
     q2_co_event(q, BLKDEBUG_EVENT_L1_GROW_ACTIVATE_TABLE);
@@ -50,7 +50,7 @@ static int l1_co_write_new(Qcow2 *q, const Q2Run *run, uint32_t size)
     store_be64(old + 4, q->header.l1_offset);
     store_be32(field, size);
     store_be64(field + 4, run->offset);
-    return q2_co_header_switch(q, Q2_H_L1_SIZE, old, field, sizeof(field));
+    return q2_co_header_switch(q, Q2_H_L1_SIZE, old, field, sizeof(field), "resize-l1-header");
 }
 
 /* l1_lock and commit_lock held: no entry changes, and none is dirty. */

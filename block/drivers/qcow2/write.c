@@ -225,9 +225,11 @@ static int write_co_new(void *opaque, uint64_t offset, uint64_t bytes, const IoV
             f.end = (f.first + f.run.n) << q->cluster_bits;
         bytes = u64_min(bytes, f.end - offset);
         ret = fill_co_bounds(q, offset, bytes, &f);
+        if (ret == 0 && order_left_out("write-order"))
+            ret = link_co_run(q, &f);
         if (ret == 0)
             ret = fill_co_run(q, offset, bytes, vec, vec_offset, &f);
-        if (ret == 0)
+        if (ret == 0 && !order_left_out("write-order"))
             ret = link_co_run(q, &f);
         if (ret < 0 && !f.reuse)
             q2_co_data_unalloc(q, &f.run);

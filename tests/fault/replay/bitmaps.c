@@ -44,7 +44,7 @@ static const Claim *find_claim(const GArray *claims, const char *bitmap, uint64_
 
 static Claim *add_claim(Run *run, const char *bitmap)
 {
-    Claim claim = {.bitmap = g_strdup(bitmap), .since = blklogwrites_clock()};
+    Claim claim = {.bitmap = g_strdup(bitmap), .since = blklogwrites_moment()};
 
     if (!run->claims) {
         run->claims = g_array_new(FALSE, FALSE, sizeof(Claim));

@@ -3,6 +3,7 @@
 #include "block/util/bytes.h"
 #include "block/util/iovec.h"
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 Fault fault;
@@ -89,11 +90,10 @@ void disk_load_file(Disk *disk, const char *path)
 
 void disk_store_file(const Disk *disk, const char *path)
 {
-    g_autoptr(GError) error = NULL;
+    FILE *f = fopen(path, "w");
 
-    if (!g_file_set_contents_full(path, (const char *)disk->data, (gssize)disk->size, G_FILE_SET_CONTENTS_NONE, 0600,
-                                  &error))
-        g_error("%s", error->message);
+    if (!f || fwrite(disk->data, 1, disk->size, f) != disk->size || fclose(f) != 0)
+        g_error("%s: %s", path, g_strerror(errno));
 }
 
 /* ---- the driver ------------------------------------------------------------------------------------------------- */

@@ -46,9 +46,44 @@ static void compare(const Run *run, const uint8_t *buf, uint64_t first, uint64_t
     }
 }
 
+/* Its index in the log. */
+static guint submit(Run *run, Record r)
+{
+    r.submitted = blklogwrites_moment();
+    g_array_append_val(run->guest, r);
+    return run->guest->len - 1;
+}
+
+static void complete(Run *run, guint i, const char *what, int ret)
+{
+    Record *r = &g_array_index(run->guest, Record, i);
+
+    judge_result(run, what, ret);
+    r->failed = ret < 0;
+    r->completed = ret < 0 ? 0 : blklogwrites_moment();
+}
+
 void guest_co_flush(Run *run)
 {
-    judge_result(run, "flush", port_co_flush(run->port));
+    guint i = submit(run, (Record){.kind = RECORD_FLUSH});
+
+    complete(run, i, "flush", port_co_flush(run->port));
+}
+
+void guest_co_resize(Run *run, uint64_t size)
+{
+    uint64_t sectors = size / SECTOR;
+    guint i = submit(run, (Record){.kind = RECORD_SIZE, .bytes = size});
+    bool ok;
+
+    g_assert(sectors <= run->room);
+    ok = run_co_cmd(run, "{'execute':'block_resize','arguments':{'node-name':'q','size':%" PRIu64 "}}", size);
+    complete(run, i, "resize", ok ? 0 : -EIO);
+    for (uint64_t s = u64_min(sectors, run->sectors); s < run->room; s++) {
+        run->now[s] = 0;
+        run->sure[s] = 1;
+    }
+    run->sectors = sectors;
 }
 
 void guest_co_verify(Run *run)
@@ -125,6 +160,8 @@ static void guest_co_request(Run *run, unsigned self, uint8_t *buf)
 {
     What what = pick(run->w->mix ? run->w->mix : &some_of_everything);
     uint64_t first, n, value;
+    Record record;
+    guint i;
     int ret;
 
     if (what == COMPRESSED && strcmp(run->w->format, "qcow2") != 0)
@@ -137,9 +174,15 @@ static void guest_co_request(Run *run, unsigned self, uint8_t *buf)
         aio_co_reschedule();
     run->busy[self].first = first;
     run->busy[self].n = n;
-    value = what == ZERO ? 0 : run->next_value + 1;
+    value = what == ZERO || what == DISCARD ? 0 : run->next_value + 1;
+    record = (Record){.offset = first * SECTOR, .bytes = n * SECTOR, .value = value, .fua = what == FUA};
+    record.kind = what == DISCARD ? RECORD_DISCARD : RECORD_WRITE;
+    i = what == READ ? 0 : submit(run, record);
     ret = request_co_send(run, what, first, n, buf);
-    judge_result(run, "request", ret);
+    if (what == READ)
+        judge_result(run, "read", ret);
+    else
+        complete(run, i, "request", ret);
     if (what == READ && ret == 0)
         compare(run, buf, first, n);
     for (uint64_t s = first; s < first + n && what != READ; s++) {

@@ -11,8 +11,9 @@ typedef enum RecordKind { RECORD_WRITE, RECORD_DISCARD, RECORD_FLUSH, RECORD_SIZ
 typedef struct Record {
     RecordKind kind;
     bool fua, failed;
-    uint64_t offset, bytes;        /* RECORD_SIZE: bytes is the new size */
-    const uint8_t *data;           /* of a write: within the log */
+    uint64_t offset, bytes; /* RECORD_SIZE: bytes is the new size */
+    const uint8_t *data;    /* of a write: within the log; NULL: every 8 bytes are value */
+    uint64_t value;
     uint64_t submitted, completed; /* moments; completed 0: never, or failed */
 } Record;
 

@@ -48,17 +48,14 @@ static unsigned per_run;
 /* The present state of the disks and the logs, for whoever looks into it. */
 static void keep_disks(const Run *run)
 {
-    static const char *const more[] = {"guest"};
-
     if (!opt.keep || g_mkdir_with_parents(opt.keep, 0700) != 0)
         return;
-    for (size_t i = 0; i < run->n_tracked + G_N_ELEMENTS(more); i++) {
-        const char *name = i < run->n_tracked ? run->tracked[i].disk->name : more[i - run->n_tracked];
+    for (size_t i = 0; i < run->n_tracked; i++) {
+        const char *name = run->tracked[i].disk->name;
         g_autofree char *log = g_strdup_printf("%s.log%s", name, run->suffix ? run->suffix : "");
         g_autofree char *path = g_build_filename(opt.keep, name, NULL),
                         *log_path = g_build_filename(opt.keep, log, NULL);
-        if (i < run->n_tracked)
-            disk_store_file(run->tracked[i].disk, path);
+        disk_store_file(run->tracked[i].disk, path);
         disk_store_file(disk_get(log), log_path);
     }
     if (run->w->backing) {

@@ -33,8 +33,9 @@ static void take_request(Model *m, const Record *r)
     uint64_t first = r->offset / SECTOR, end = u64_min(m->sectors, (r->offset + r->bytes) / SECTOR);
 
     what.optional = r->kind == RECORD_DISCARD || r->failed;
+    what.value = r->value;
     for (uint64_t s = first; s < end; s++) {
-        if (r->kind == RECORD_WRITE)
+        if (r->data)
             memcpy(&what.value, r->data + (s - first) * SECTOR, 8);
         see(m->seen[s], what);
     }

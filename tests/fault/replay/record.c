@@ -101,10 +101,10 @@ static char *log_name(const Run *run, const char *disk)
 const char *run_logged(Run *run, const char *disk)
 {
     g_autofree char *log = log_name(run, disk);
-    g_autofree char *text =
-        g_strdup_printf("{'driver':'blklogwrites','node-name':'%s.logged','log-order':true,'log-append':%s,"
-                        "'file':{'driver':'null-co','node-name':'%s'},'log':{'driver':'null-co','node-name':'%s'}}",
-                        disk, disk_get(log)->size ? "true" : "false", disk, log);
+    g_autofree char *text = g_strdup_printf(
+        "{'driver':'blklogwrites','node-name':'%s.logged','log-order':true,'log-append':%s,"
+        "'file':{'driver':'null-co','node-name':'%s'},'log':{'driver':'null-co','node-name':'%s','read-only':false}}",
+        disk, disk_get(log)->size ? "true" : "false", disk, log);
 
     return g_intern_string(text);
 }
@@ -113,7 +113,6 @@ bool run_co_open(Run *run, const char *json)
 {
     g_autofree char *row = NULL;
     g_autoptr(GError) error = NULL;
-    g_autofree char *log = log_name(run, "guest");
     Node *node;
 
     if (!json)
@@ -125,11 +124,7 @@ bool run_co_open(Run *run, const char *json)
     if (run->w->qed_slices &&
         !qed_tables_init(qed_of(graph_find_node(run->daemon->graph, "q")), run->w->qed_slices, NULL))
         run_fail(run, "no memory for qed's cache");
-    run_co_cmd(run,
-               "{'execute':'blockdev-add','arguments':{'driver':'blklogwrites','node-name':'guest','discard':'unmap',"
-               "'log-order':true,'log-append':%s,'file':'q','log':{'driver':'null-co','node-name':'%s'}}}",
-               disk_get(log)->size ? "true" : "false", log);
-    node = graph_find_node(run->daemon->graph, "guest");
+    node = graph_find_node(run->daemon->graph, "q");
     run->port = port_co_new(run->daemon->graph, node, PERM_CONSISTENT_READ | PERM_WRITE, PERM_ALL, NULL, NULL, &error);
     if (!run->port)
         run_fail(run, "%s", error->message);
@@ -193,23 +188,32 @@ char *run_view_json(Run *run, const View *view, const char *name, ViewMode mode)
     return g_string_free(g_steal_pointer(&text), FALSE);
 }
 
-void run_view_too(Run *run, const char *image, const char *format, const char *json)
+View *run_view_too(Run *run, const char *image, const char *format, const char *json)
 {
     View view = {
-        .json = g_strdup(json), .image = image, .format = format, .from = blklogwrites_clock(), .until = UINT64_MAX};
+        .json = g_strdup(json), .image = image, .format = format, .from = blklogwrites_moment(), .until = UINT64_MAX};
 
     g_array_append_val(run->views, view);
+    return &g_array_index(run->views, View, run->views->len - 1);
 }
 
-void run_view(Run *run, const char *image, const char *format, const char *json)
+View *run_view(Run *run, const char *image, const char *format, const char *json)
 {
-    uint64_t now = blklogwrites_clock();
+    uint64_t now = blklogwrites_moment();
 
     for (guint i = 0; i < run->views->len; i++) {
         View *view = &g_array_index(run->views, View, i);
-        view->until = u64_min(view->until, now);
+        if (!view->expect)
+            view->until = u64_min(view->until, now);
     }
-    run_view_too(run, image, format, json);
+    return run_view_too(run, image, format, json);
+}
+
+uint64_t *run_snapshot(const Run *run)
+{
+    for (uint64_t i = 0; i < run->sectors; i++)
+        g_assert(run->sure[i]);
+    return g_memdup2(run->now, run->sectors * 8);
 }
 
 static void first_view(Run *run)
@@ -250,16 +254,17 @@ void run_parse_logs(Run *run)
         run->tracked[i].disk->slow = false;
         run->tracked[i].records = parse_log(run, run->tracked[i].disk->name);
     }
-    run->guest = parse_log(run, "guest");
 }
 
 void run_alloc_guest(Run *run, uint64_t size, uint64_t room)
 {
     run->size = size;
     run->sectors = size / SECTOR;
+    run->room = room / SECTOR;
     run->now = g_new0(uint64_t, room / SECTOR);
     run->sure = g_malloc(room / SECTOR);
     memset(run->sure, 1, room / SECTOR);
+    run->guest = g_array_new(FALSE, TRUE, sizeof(Record));
 }
 
 void run_co_record(Run *run)
@@ -283,8 +288,10 @@ void run_clear(Run *run)
         g_free(run->tracked[i].start);
         g_array_free(run->tracked[i].records, TRUE);
     }
-    for (guint i = 0; run->views && i < run->views->len; i++)
+    for (guint i = 0; run->views && i < run->views->len; i++) {
         g_free(g_array_index(run->views, View, i).json);
+        g_free(g_array_index(run->views, View, i).expect);
+    }
     if (run->views)
         g_array_free(run->views, TRUE);
     g_array_free(run->guest, TRUE);

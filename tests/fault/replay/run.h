@@ -3,7 +3,7 @@
  *
  * A workload is a row of the table in workloads.c. Disks have names; the images of the row are made by qemu-img under
  * those names. Whatever the body does to the disks that the row tracks is recorded; what the guest does goes through
- * port, over a node "guest" that logs as well. Commands are those of QMP.
+ * port, to node "q", and is logged on the same clock. Commands are those of QMP.
  */
 #pragma once
 #include "tests/fault/replay/model.h"
@@ -37,8 +37,21 @@ typedef struct Workload {
     unsigned qed_slices;                   /* of qed's cache, 0: as it comes */
 } Workload;
 
+/* Bodies, in workloads-jobs.c. */
+void resize_co_body(Run *run);
+void commit_active_co_body(Run *run);
+void commit_co_body(Run *run);
+void stream_co_body(Run *run);
+void mirror_co_body(Run *run);
+void backup_co_body(Run *run);
+void rebase_co_body(Run *run);
+
 extern const Workload workloads[];
 extern const size_t n_workloads;
+
+/* Looks at a state, whose guest's disk reads as @data. False: something is wrong, *@ret_why (caller frees) says what.
+ */
+typedef bool ViewCheck(Run *run, const uint8_t *data, uint64_t size, uint64_t when, char **ret_why);
 
 /* How the guest's disk is found again. */
 typedef struct View {
@@ -46,6 +59,9 @@ typedef struct View {
     const char *image; /* what the checkers look at: a disk, NULL: nothing */
     const char *format;
     uint64_t from, until; /* moments at which it holds */
+    uint64_t *expect;     /* what each sector holds, NULL: what the guest may find */
+    uint64_t expect_n;
+    ViewCheck *check; /* more to look at, or NULL */
 } View;
 
 enum { WORKERS = 6 };
@@ -67,9 +83,9 @@ struct Run {
     /* the guest: guest.c */
     Port *port;
     uint64_t next_value;
-    uint64_t *now; /* what each sector holds, when nothing is cut */
-    uint8_t *sure; /* is it sure? no discard since, no error */
-    uint64_t sectors;
+    uint64_t *now;          /* what each sector holds, when nothing is cut */
+    uint8_t *sure;          /* is it sure? no discard since, no error */
+    uint64_t sectors, room; /* of the disk now, and what there is room for */
     struct {
         uint64_t first, n;
     } busy[WORKERS];
@@ -90,7 +106,7 @@ const char *run_logged(Run *run, const char *disk);
 typedef enum ViewMode { VIEW_READ, VIEW_WRITE, VIEW_LOGGED } ViewMode; /* the last: for writing, over logged disks */
 /* A view's JSON, for node @name. Caller frees. */
 char *run_view_json(Run *run, const View *view, const char *name, ViewMode mode);
-/* What the disks' logs and the guest's say: for tracked, guest. */
+/* What the disks' logs say: for tracked. */
 void run_parse_logs(Run *run);
 /* Room for what the guest knows about its disk. */
 void run_alloc_guest(Run *run, uint64_t size, uint64_t room);
@@ -101,9 +117,11 @@ void run_co_close(Run *run);
 /* Waits until the job is in @state ("ready", "concluded"). */
 void run_co_job_wait(Run *run, const char *job, const char *state);
 /* The image is found by @json from now on, and the former views hold no more. @image: for the checkers. */
-void run_view(Run *run, const char *image, const char *format, const char *json);
-/* The same, beside the former views. */
-void run_view_too(Run *run, const char *image, const char *format, const char *json);
+View *run_view(Run *run, const char *image, const char *format, const char *json);
+/* The same, beside the former views. What it returns may be changed until the next view. */
+View *run_view_too(Run *run, const char *image, const char *format, const char *json);
+/* A copy of what the disk holds for the guest now, nothing being in flight: for View.expect. */
+uint64_t *run_snapshot(const Run *run);
 
 /* ---- guest.c ---------------------------------------------------------------------------------------------------- */
 
@@ -113,6 +131,8 @@ void guest_co_run(Run *run, unsigned ops);
 void guest_start(Run *run, unsigned ops);
 void guest_co_wait(Run *run);
 void guest_co_flush(Run *run);
+/* Gives the disk another size. Nothing is in flight. */
+void guest_co_resize(Run *run, uint64_t size);
 /* Reads everything, and compares. */
 void guest_co_verify(Run *run);
 uint64_t base_value(uint64_t sector);

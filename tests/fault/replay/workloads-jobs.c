@@ -1,0 +1,217 @@
+/*
+ * Workloads that do more than guest's requests: sizes, jobs, headers.
+ */
+#include "tests/fault/replay/run.h"
+#include "block/drivers/qcow2/qcow2.h"
+
+#define QCOW2(disk, more) "{'driver':'qcow2','node-name':'NODE','MODE','file':DISK(" disk ")" more "}"
+#define MID_BELOW         ",'backing':{'driver':'qcow2','MODE','file':DISK(mid)" /* open for more */
+
+void resize_co_body(Run *run)
+{
+    if (!run_co_open(run, NULL))
+        return;
+    for (int i = 0; i < 8; i++) {
+        uint64_t size = (rnd(run->room - 64) + 64) * SECTOR;
+        guest_co_run(run, run->w->ops / 8);
+        if (i == 3)
+            size = run->room * SECTOR;
+        guest_co_resize(run, size);
+    }
+    guest_co_run(run, run->w->ops / 8);
+    run_co_close(run);
+}
+
+/* "q" over "mid", which holds what the raw base does. */
+static bool open_co_chain(Run *run)
+{
+    g_autofree char *json =
+        g_strdup_printf("{'driver':'qcow2','node-name':'q','discard':'unmap','file':%s,"
+                        "'backing':{'driver':'qcow2','node-name':'mid-q','discard':'unmap','file':%s,'backing':null}}",
+                        run_logged(run, "file"), run_logged(run, "mid"));
+
+    run_view(run, "file", "qcow2", QCOW2("file", MID_BELOW ",'backing':null}"));
+    return run_co_open(run, json);
+}
+
+/* The guest is at rest when the job completes: from then on its disk is elsewhere. */
+static void job_co_finish(Run *run, bool complete)
+{
+    guest_co_wait(run);
+    if (complete) {
+        run_co_job_wait(run, "j", "ready");
+        run_co_cmd(run, "{'execute':'job-complete','arguments':{'id':'j'}}");
+    }
+    run_co_job_wait(run, "j", "concluded");
+}
+
+void commit_active_co_body(Run *run)
+{
+    if (!open_co_chain(run))
+        return;
+    guest_co_run(run, run->w->ops / 2);
+    guest_start(run, run->w->ops / 2);
+    run_co_cmd(run, "{'execute':'block-commit','arguments':{'job-id':'j','device':'q','auto-dismiss':false}}");
+    job_co_finish(run, true);
+    run_view(run, "mid", "qcow2", QCOW2("mid", ",'backing':null"));
+    guest_co_verify(run);
+    guest_co_run(run, run->w->ops / 2);
+    run_co_cmd(run, "{'execute':'job-dismiss','arguments':{'id':'j'}}");
+    run_co_close(run);
+}
+
+/* Over "low", "mid", from the top of which the job takes the data down while the guest writes to "file". */
+void commit_co_body(Run *run)
+{
+    g_autofree char *json =
+        g_strdup_printf("{'driver':'qcow2','node-name':'q','discard':'unmap','file':%s,"
+                        "'backing':{'driver':'qcow2','node-name':'mid-q','file':%s,"
+                        "'backing':{'driver':'qcow2','node-name':'low-q','file':%s,'backing':null}}}",
+                        run_logged(run, "file"), run_logged(run, "mid"), run_logged(run, "low"));
+    static const char above_mid[] =
+        QCOW2("file", MID_BELOW ",'backing':{'driver':'qcow2','MODE','file':DISK(low),'backing':null}}");
+    static const char above_low[] =
+        QCOW2("file", ",'backing':{'driver':'qcow2','MODE','file':DISK(low),'backing':null}");
+
+    run_view(run, "file", "qcow2", above_mid);
+    if (!run_co_open(run, json))
+        return;
+    guest_co_run(run, run->w->ops / 2);
+    guest_start(run, run->w->ops / 2);
+    run_co_cmd(run, "{'execute':'block-commit','arguments':{'job-id':'j','device':'q','top-node':'mid-q',"
+                    "'base-node':'low-q','backing-file':'low','auto-dismiss':false}}");
+    job_co_finish(run, false);
+    run_view(run, "file", "qcow2", above_low);
+    guest_co_verify(run);
+    guest_co_run(run, run->w->ops / 2);
+    run_co_cmd(run, "{'execute':'job-dismiss','arguments':{'id':'j'}}");
+    run_co_close(run);
+}
+
+void stream_co_body(Run *run)
+{
+    if (!open_co_chain(run))
+        return;
+    guest_co_run(run, run->w->ops / 2);
+    guest_start(run, run->w->ops / 2);
+    run_co_cmd(run, "{'execute':'block-stream','arguments':{'job-id':'j','device':'q','auto-dismiss':false}}");
+    job_co_finish(run, false);
+    run_view(run, "file", "qcow2", QCOW2("file", ",'backing':null"));
+    guest_co_verify(run);
+    guest_co_run(run, run->w->ops / 2);
+    run_co_cmd(run, "{'execute':'job-dismiss','arguments':{'id':'j'}}");
+    run_co_close(run);
+}
+
+static bool open_co_with_target(Run *run)
+{
+    return run_co_open(run, NULL) &&
+           run_co_cmd(run,
+                      "{'execute':'blockdev-add','arguments':{'driver':'qcow2','node-name':'t','discard':'unmap',"
+                      "'file':%s}}",
+                      run_logged(run, "target"));
+}
+
+void mirror_co_body(Run *run)
+{
+    if (!open_co_with_target(run))
+        return;
+    guest_co_run(run, run->w->ops / 2);
+    guest_start(run, run->w->ops / 2);
+    run_co_cmd(run, "{'execute':'blockdev-mirror','arguments':{'job-id':'j','device':'q','target':'t','sync':'full',"
+                    "'auto-dismiss':false}}");
+    job_co_finish(run, true);
+    run_view(run, "target", "qcow2", QCOW2("target", ""));
+    guest_co_verify(run);
+    guest_co_run(run, run->w->ops / 2);
+    run_co_cmd(run, "{'execute':'job-dismiss','arguments':{'id':'j'}}");
+    run_co_close(run);
+}
+
+/* From the job's end on the target holds what there was at its beginning. */
+void backup_co_body(Run *run)
+{
+    uint64_t *then;
+    View *view;
+
+    if (!open_co_with_target(run))
+        return;
+    guest_co_run(run, run->w->ops / 2);
+    then = run_snapshot(run);
+    run_co_cmd(run, "{'execute':'transaction','arguments':{'actions':["
+                    "{'type':'block-dirty-bitmap-add','data':{'node':'q','name':'b'}},"
+                    "{'type':'blockdev-backup','data':{'job-id':'j','device':'q','target':'t','sync':'full',"
+                    "'auto-dismiss':false}}]}}");
+    guest_start(run, run->w->ops / 2);
+    job_co_finish(run, false);
+    view = run_view_too(run, "target", "qcow2", QCOW2("target", ""));
+    view->expect = then;
+    view->expect_n = run->sectors;
+    guest_co_run(run, run->w->ops / 4);
+    run_co_cmd(run, "{'execute':'job-dismiss','arguments':{'id':'j'}}");
+    run_co_close(run);
+}
+
+/* ---- the backing file's name ------------------------------------------------------------------------------------ */
+
+static GArray *names; /* of Named: what the header says from which moments on */
+
+typedef struct Named {
+    char name[64];
+    uint64_t submitted, completed;
+} Named;
+
+/* The header names the file of the last change that had ended, or of one that had begun. */
+static bool check_name(Run *run, const uint8_t *data, uint64_t size, uint64_t when, char **ret_why)
+{
+    const Disk *disk = disk_get("file");
+    g_autoptr(GError) error = NULL;
+    Q2Header h;
+    bool ok = false;
+
+    if (!q2_header_parse(&h, disk->data, MIN(disk->size, run->w->cluster), &error)) {
+        *ret_why = g_strdup(error->message);
+        return false;
+    }
+    for (guint i = 0; i < names->len; i++) {
+        const Named *n = &g_array_index(names, Named, i);
+        if (n->completed <= when)
+            ok = false;
+        if (n->submitted <= when)
+            ok |= g_strcmp0(h.backing_file, n->name) == 0;
+    }
+    if (!ok)
+        *ret_why = g_strdup_printf("the backing file's name is '%s'", h.backing_file);
+    q2_header_free(&h);
+    return ok;
+}
+
+void rebase_co_body(Run *run)
+{
+    Named first = {.name = "base"};
+
+    if (names)
+        g_array_free(names, TRUE);
+    names = g_array_new(FALSE, FALSE, sizeof(Named));
+    g_array_append_val(names, first);
+    run_view(run, NULL, "qcow2", QCOW2("file", ",'backing':{'driver':'raw','file':DISK(base)}"))->check = check_name;
+    if (!run_co_cmd(run, "{'execute':'blockdev-add','arguments':{'driver':'raw','node-name':'r','read-only':true,"
+                         "'file':{'driver':'null-co','node-name':'base'}}}") ||
+        !run_co_open(run, "{'driver':'qcow2','node-name':'q','file':"
+                          "{'driver':'blklogwrites','log-order':true,'node-name':'l','file':{'driver':'null-co',"
+                          "'node-name':'file'},'log':{'driver':'null-co','node-name':'file.log'}},'backing':'r'}"))
+        return;
+    for (int i = 0; i < 6; i++) {
+        g_autofree char *fillup = g_strnfill(rnd(40), (char)('a' + i));
+        Node *q = graph_find_node(run->daemon->graph, "q");
+        g_autoptr(GError) error = NULL;
+        Named n = {.submitted = blklogwrites_moment()};
+        g_snprintf(n.name, sizeof(n.name), "name-%d-%s", i, fillup);
+        guest_co_run(run, run->w->ops / 6);
+        if (!q->drv->co_change_backing(q, n.name, "raw", &error))
+            run_fail(run, "%s", error->message);
+        n.completed = blklogwrites_moment();
+        g_array_append_val(names, n);
+    }
+    run_co_close(run);
+}
