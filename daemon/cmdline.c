@@ -80,6 +80,11 @@ bool options_parse_argv(Options *options, int argc, char **argv, GError **error)
         if (!add_option(options, word, value, error))
             return false;
     }
+    for (guint i = 0; i < options->list->len; i++) {
+        const OptionWord *word = ((const Option *)g_ptr_array_index(options->list, i))->word;
+        if (word->needs && !options_last(options, word->needs))
+            return error_set(error, "option '--%s' needs '--%s'", word->name, word->needs);
+    }
     return true;
 }
 

@@ -1,6 +1,7 @@
 /*
  * storage-daemon: options, start-up, loop, end.
  */
+#include "daemon/check-image.h"
 #include "daemon/options.h"
 #include "daemon/process.h"
 #include "daemon/startup.h"
@@ -91,6 +92,8 @@ int main(int argc, char **argv)
         printf("storage-daemon version " SD_VERSION "\n");
         return 0;
     }
+    if (options_last(options, "check"))
+        return check_image_main(options);
     bool checking = options_last(options, "check-config") != NULL;
     if (!options_check_background(options, &error) || (checking && !options_check_names(options, &error))) {
         g_printerr("storage-daemon: %s\n", error->message);

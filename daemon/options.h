@@ -20,6 +20,7 @@ typedef struct OptionWord {
     char letter;      /* short form on the command line, 0: none */
     OptionForm form;
     bool only_command_line;
+    const char *needs;       /* the word without which it means nothing, NULL: none */
     const char *implied_key; /* KEYVAL: the key of a first part without "=", NULL: none */
     const char *section_key; /* KEYVAL: the key that the name in a section's header stands for, NULL: takes none */
     const QapiType *type;    /* KEYVAL: what it decodes as; NULL: decode and free do it */

@@ -44,6 +44,8 @@ typedef struct CreateOptions {
 } CreateOptions;
 
 typedef struct NodeInfo NodeInfo;
+typedef struct CheckOptions CheckOptions; /* check.h */
+typedef struct CheckResult CheckResult;
 typedef struct DriverDebug DriverDebug; /* debug.h */
 
 struct Driver {
@@ -122,6 +124,9 @@ struct Driver {
     /* Formats with backing files: writes another backing file's name and format (or NULL) into the image, durably;
      * @file NULL: none. The node is drained and writable; its edges are the caller's business. */
     bool (*co_change_backing)(Node *node, const char *file, const char *format, GError **error);
+    /* Formats: checks the image that @file holds, and repairs it as @options ask. Nobody has it open; no node of the
+     * format exists. False: could not be finished. NULL: cannot. */
+    bool (*co_check)(Child *file, const CheckOptions *options, CheckResult *result, GError **error);
     /* Score 0 (no) to 100 for a file that begins with @buf. Formats only. */
     int (*probe)(const uint8_t *buf, size_t size);
     /* Protocol: makes the file. Format: lays the image out on @file, which is open, writable and empty. */

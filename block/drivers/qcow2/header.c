@@ -93,10 +93,6 @@ static bool check_sizes(const Q2Header *h, GError **error)
                          h->l1_size, h->size, ((h->size - 1) >> l1_cover) + 1);
     if (!check_table(h, "l1_table_offset", h->l1_offset, (uint64_t)h->l1_size * 8, error))
         return false;
-    if (h->l1_size && !h->l1_offset)
-        return bad_field(error, "l1_table_offset", 0, "which is the header's place");
-    if (h->rt_clusters == 0)
-        return error_set(error, "Image does not contain a reference count table");
     if (h->rt_clusters > (uint32_t)MAX(Q2_MAX_RT_BYTES >> h->cluster_bits, 1))
         return error_set(error,
                          "Reference count table too large: refcount_table_clusters is %" G_GUINT32_FORMAT
@@ -104,6 +100,15 @@ static bool check_sizes(const Q2Header *h, GError **error)
                          h->rt_clusters, Q2_MAX_RT_BYTES);
     if (!check_table(h, "refcount_table_offset", h->rt_offset, (uint64_t)h->rt_clusters << h->cluster_bits, error))
         return false;
+    return true;
+}
+
+bool q2_header_check_tables(const Q2Header *h, GError **error)
+{
+    if (h->l1_size && !h->l1_offset)
+        return bad_field(error, "l1_table_offset", 0, "which is the header's place");
+    if (h->rt_clusters == 0)
+        return error_set(error, "Image does not contain a reference count table");
     if (!h->rt_offset)
         return bad_field(error, "refcount_table_offset", 0, "which is the header's place");
     if (h->nb_snapshots > Q2_MAX_SNAPSHOTS)
@@ -146,6 +151,8 @@ static bool parse_bitmaps(Q2Header *h, const uint8_t *data, uint32_t len, GError
     if (len != 24)
         return error_set(error, "Invalid qcow2 header: the bitmaps extension has %" G_GUINT32_FORMAT " bytes, not 24",
                          len);
+    if (load_be32(data + 4))
+        return error_set(error, "Invalid qcow2 header: the reserved field of the bitmaps extension is not 0");
     h->bitmaps.n = load_be32(data);
     if (load_be32(data + 4))
         return bad_field(error, "the reserved field of the bitmaps extension", load_be32(data + 4), "not zero");
@@ -239,7 +246,7 @@ static bool parse_backing(Q2Header *h, const uint8_t *buf, size_t len, GError **
 
     if (!offset)
         return true;
-    if (offset > cluster || offset < h->header_length)
+    if (offset > cluster || (size && offset < h->header_length))
         return bad_field(error, "backing_file_offset", offset, "outside of the first cluster");
     if (size > MIN(Q2_MAX_BACKING, cluster - offset))
         return error_set(error,
@@ -282,6 +289,30 @@ bool q2_header_parse(Q2Header *h, const uint8_t *buf, size_t len, GError **error
         return false;
     }
     return true;
+}
+
+bool q2_header_co_read(Q2Header *h, Child *file, GError **error)
+{
+    uint8_t start[24];
+    uint64_t size = file->node->size, len = Q2_OUR_HEADER;
+    g_autofree uint8_t *cluster = NULL;
+    int ret = size < sizeof(start) ? 0 : child_co_pread(file, 0, sizeof(start), start, 0);
+
+    if (ret < 0)
+        return error_set_errno(error, -ret, "Could not read qcow2 header");
+    if (size >= sizeof(start) && load_be32(start) == Q2_MAGIC) {
+        uint32_t bits = load_be32(start + 20);
+        if (bits >= Q2_MIN_CLUSTER_BITS && bits <= Q2_MAX_CLUSTER_BITS)
+            len = UINT64_C(1) << bits;
+    }
+    len = u64_min(len, size);
+    cluster = g_try_malloc0(len + 1);
+    if (!cluster)
+        return error_set(error, "Could not allocate memory for the qcow2 header");
+    ret = len ? child_co_pread(file, 0, len, cluster, 0) : 0;
+    if (ret < 0)
+        return error_set_errno(error, -ret, "Could not read qcow2 header");
+    return q2_header_parse(h, cluster, len, error);
 }
 
 void q2_header_free(Q2Header *h)

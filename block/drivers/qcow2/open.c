@@ -3,38 +3,18 @@
  *
  * Opening writes nothing. Nothing outside of the image is opened but what the options or the header name as backing.
  */
-#include "block/drivers/qcow2/qcow2.h"
+#include "block/drivers/qcow2/check.h"
 #include "block/graph/bitmap.h"
 #include "block/graph/txn.h"
 #include <stdlib.h>
 
 static bool open_co_header(Qcow2 *q, GError **error)
 {
-    Child *file = q->node->file;
-    uint8_t start[24];
-    uint64_t size = file->node->size, len = Q2_OUR_HEADER;
-    g_autofree uint8_t *cluster = NULL;
-    int ret = size < sizeof(start) ? 0 : child_co_pread(file, 0, sizeof(start), start, 0);
-
-    if (ret < 0)
-        return error_set_errno(error, -ret, "Could not read qcow2 header");
-    if (size >= sizeof(start) && load_be32(start) == Q2_MAGIC) {
-        uint32_t bits = load_be32(start + 20);
-        if (bits >= Q2_MIN_CLUSTER_BITS && bits <= Q2_MAX_CLUSTER_BITS)
-            len = UINT64_C(1) << bits;
-    }
-    len = u64_min(len, size);
-    cluster = g_try_malloc0(len + 1);
-    if (!cluster)
-        return error_set(error, "Could not allocate memory for the qcow2 header");
-    ret = len ? child_co_pread(file, 0, len, cluster, 0) : 0;
-    if (ret < 0)
-        return error_set_errno(error, -ret, "Could not read qcow2 header");
-    return q2_header_parse(&q->header, cluster, len, error) &&
+    return q2_header_co_read(&q->header, q->node->file, error) && q2_header_check_tables(&q->header, error) &&
            q2_header_check_use(&q->header, node_writable(q->node), error);
 }
 
-static void set_geometry(Qcow2 *q)
+void q2_set_geometry(Qcow2 *q)
 {
     q->cluster_bits = q->header.cluster_bits;
     q->cluster_size = UINT64_C(1) << q->cluster_bits;
@@ -48,7 +28,6 @@ static void set_geometry(Qcow2 *q)
     q->csize_shift = 62 - (q->cluster_bits - 8);
     q->csize_mask = (UINT64_C(1) << (q->cluster_bits - 8)) - 1;
     q->coffset_mask = (UINT64_C(1) << q->csize_shift) - 1;
-    q->fresh_above = align_up(q->node->file->node->size, q->cluster_size);
 }
 
 /* A table that begins behind the end of the image was cut off. */
@@ -145,7 +124,8 @@ static bool open_co_image(Qcow2 *q, const BlockdevOptionsQcow2 *o, GError **erro
 {
     if (!open_co_header(q, error))
         return false;
-    set_geometry(q);
+    q2_set_geometry(q);
+    q->fresh_above = align_up(q->node->file->node->size, q->cluster_size);
     if (!check_not_truncated(q, error) || !q2_options_apply(q, o, error) || !open_co_data_file(q, o, error))
         return false;
     if (!q2_meta_init(q, error) || !q2_l1_co_load(q, error) || !q2_refcount_co_init(q, error) ||
@@ -310,6 +290,7 @@ const Driver driver_qcow2 = {
     .co_remove_bitmap = q2_co_remove_bitmap,
     .probe = q2_probe,
     .co_create = q2_co_create,
+    .co_check = q2_co_check,
     .get_info = q2_get_info,
     .get_specific_info = q2_get_specific_info,
 };

@@ -126,7 +126,11 @@ static inline unsigned q2_header_l2_entry_bytes(const Q2Header *header)
 {
     return header->incompat & Q2_INCOMPAT_EXTL2 ? 16 : 8;
 }
+/* Reads it from the image and parses it. */
+bool q2_header_co_read(Q2Header *header, Child *file, GError **error);
 void q2_header_free(Q2Header *header); /* what it points to */
+/* Are there tables where the header says? A checker can live with what a driver cannot. */
+bool q2_header_check_tables(const Q2Header *header, GError **error);
 /* Checks that need to know how the image is to be used. */
 bool q2_header_check_use(const Q2Header *header, bool writable, GError **error);
 /* Writes @size bytes (8 or 12, within one sector) of the header at @offset. Not flushed. */
@@ -389,6 +393,9 @@ int q2_co_raw_discard(Qcow2 *q, uint64_t offset, uint64_t bytes);
 /* Makes the data file fit a disk of @size bytes that had @old_size; nothing where there is none. Before the disk grows
  * and after it has shrunk. */
 bool q2_co_data_resize(Qcow2 *q, uint64_t old_size, uint64_t size, bool exact, GError **error);
+
+/* What follows from the header: sizes and masks. */
+void q2_set_geometry(Qcow2 *q);
 
 /* ---- guest I/O -------------------------------------------------------------------------------------------------- */
 
