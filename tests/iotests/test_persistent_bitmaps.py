@@ -550,7 +550,7 @@ class Peers(Persistent):
                 d = self.start()
                 self.add(d, 'ours', granularity=granularity)
                 runs = [(rng.randrange(size // 512 - 64) * 512, rng.randrange(1, 64) * 512) for _ in range(40)]
-                runs.append((size - 512, 512))
+                runs += [(size - 512, 512), (sd.MIB, 2 * sd.MIB + 512)]  # the latter: whole clusters of set bits
                 self.write(d, *runs)
                 want = self.dirty(d, 'ours')
                 self.assertEqual(want, self.dirty(d, 'theirs'))
