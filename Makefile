@@ -55,6 +55,7 @@ help:
 	@echo 'make crash-replay    simulate power cuts: STATES=20000 distinct ones, SEED=1 (ONLY=REGEX: of some workloads)'
 	@echo 'make mutation        leave out each barrier in turn: crash-replay must notice'
 	@echo 'make bench           speed beside the peers (ROWS="NAME…": some of the rows)'
+	@echo 'make profile         where the time goes in one row of it (ROW=NAME), as stacks for a flame graph'
 	@echo 'make format lint     clang-format all sources; run the lints'
 	@echo 'make docs            the QMP reference, from the schema, in $(BUILD)/docs/qmp-reference.md'
 	@echo 'make install         to $$(DESTDIR)$$(PREFIX), PREFIX=/usr/local'
@@ -190,7 +191,7 @@ SUBMAKE = $(MAKE) --no-print-directory BUILD=$(BUILD) $(if $(findstring jobserve
 RUN_TESTS = $(PYTHON) tests/run.py --build $(BUILD) --jobs $(JOBS) --timeout $(if $(SAN),1200,400) $(if $(ONLY),--only '$(ONLY)')
 SEEDS ?= ../shared/seeds
 
-.PHONY: check check-asan check-seeds fuzz fuzz-build fuzz-run demo bench
+.PHONY: check check-asan check-seeds fuzz fuzz-build fuzz-run demo bench profile profile-run
 check:
 	+@$(SUBMAKE) all tests-build
 	@SEEDS=$(SEEDS) $(RUN_TESTS)
@@ -231,6 +232,13 @@ demo:
 bench:
 	+@$(SUBMAKE) --silent all
 	@BUILD=$(BUILD) ROWS='$(ROWS)' $(PYTHON) tests/bench/bench.py
+
+# Frame pointers make the stacks complete.
+profile:
+	+@$(MAKE) --no-print-directory BUILD=build-profile OPT='-O2 -g -fno-omit-frame-pointer' profile-run
+profile-run:
+	+@$(SUBMAKE) --silent all
+	@BUILD=$(BUILD) ROW='$(ROW)' $(PYTHON) tests/bench/profile.py
 
 # ---- the rest ----------------------------------------------------------------------------------------------------------
 .PHONY: deps format lint docs install clean

@@ -22,6 +22,7 @@ FILE_SIZE = sd.GIB
 
 class Row:
     unit, lower_is_better, peers, goal = '', True, (OURS, QSD), ''
+    own = ()  # those of peers that the row makes itself: no program of that name is looked for
 
     def __init__(self, name, **more):
         self.name = name
@@ -225,7 +226,7 @@ class Incremental(Copy):
 
 class RoundTrip(Row):
     """Microseconds of one QMP command and its reply."""
-    unit, peers = 'µs', (OURS, QSD, 'echo')
+    unit, peers, own = 'µs', (OURS, QSD, 'echo'), ('echo',)
     COUNT = 3000
 
     def measure(self, work, peer):
@@ -342,5 +343,3 @@ def control_rows():
     yield Copy('memory-mirror-raw', unit='MiB', column='memory', goal='<= 0.7x qsd')
     yield Copy('memory-backup-raw', unit='MiB', job='backup', column='memory', goal='<= 0.3x qsd')
 
-
-ROWS = [*nbd_rows(), *copy_rows(), *control_rows()]

@@ -40,10 +40,18 @@ def blockdevs(name, fmt, path, direct=False):
             '--blockdev', f'{fmt},node-name={name},file={name}-file{cache}']
 
 
+profile = None  # where perf puts its samples of our daemon, for profile.py
+
+
 @contextlib.contextmanager
 def daemon(peer, *options):
     """Our daemon or qemu-storage-daemon."""
-    with sd.Daemon(*options, program=PROGRAMS[peer]) as d:
+    with sd.Daemon(*options, program=PROGRAMS[peer]) as d, contextlib.ExitStack() as stack:
+        if profile and peer == OURS:
+            perf = subprocess.Popen(['perf', 'record', '-q', '-F', '997', '-g', '-o', profile, '-p', str(d.pid)])
+            stack.callback(perf.wait)
+            stack.callback(perf.terminate)
+            time.sleep(0.2)  # perf says nothing when it has begun
         yield d
 
 

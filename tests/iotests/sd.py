@@ -441,10 +441,10 @@ class Daemon:
         return next((b for b in (self.node(node) or {}).get('dirty-bitmaps', []) if b.get('name') == name), None)
 
     # ---- NBD ----
-    def nbd_server(self):
+    def nbd_server(self, **more):
         """Starts the NBD server on a socket in the daemon's folder; its path."""
         path = os.path.join(self.dir, 'nbd')
-        self.cmd('nbd-server-start', addr={'type': 'unix', 'data': {'path': path}})
+        self.cmd('nbd-server-start', addr={'type': 'unix', 'data': {'path': path}}, **more)
         self.nbd_socket = path
         return path
 
