@@ -118,9 +118,18 @@ class FioBesideRaw(Fio):
 
 
 class FioAllocating(Fio):
-    """Writes to an empty image, each to a cluster of its own: the count is fixed, not the time."""
-    fmt, rw, peers, options = 'qcow2', 'randwrite', (OURS, QSD), ()
+    """Writes to an empty image, each to a cluster of its own, in random order: fio is given the offsets."""
+    fmt, rw, peers = 'qcow2', 'randwrite', (OURS, QSD)
     span, cluster = 2 * sd.GIB, 64 * 1024
+
+    def prepare(self, work):
+        offsets = list(range(0, self.span, self.cluster))
+        random.Random(8).shuffle(offsets)
+        self.log = work.path(self.place, 'offsets')
+        with open(self.log, 'w') as f:
+            f.write('fio version 2 iolog\nnbd add\nnbd open\n')
+            f.writelines(f'nbd write {offset} 4096\n' for offset in offsets)
+            f.write('nbd close\n')
 
     def image(self, work, peer):
         path = work.path(self.place, f'{peer}.new')
@@ -132,10 +141,11 @@ class FioAllocating(Fio):
     def measure(self, work, peer):
         path = self.image(work, peer)
         with servers.nbd(peer, self.fmt, path) as uri:
-            job = self.fio('--ioengine=nbd', f'--uri={uri}', more=(f'--blockalign={self.cluster}',
-                           f'--number_ios={self.span // self.cluster}'))
+            job = self.fio('--ioengine=nbd', f'--uri={uri}', more=(f'--read_iolog={self.log}', '--replay_no_stall=1'))
         sd.check_image(path, self.fmt)
         os.unlink(path)
+        if job['write']['total_ios'] != self.span // self.cluster:
+            raise AssertionError(f"{job['write']['total_ios']} writes")
         return job['write']['iops']
 
 

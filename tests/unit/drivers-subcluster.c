@@ -1,7 +1,7 @@
 /*
  * qcow2 with extended L2 entries, case by case: what reads, writes, zeroes and discards make of each state of a
  * subcluster, in bits; who waits for whom; damage. The random tests are in drivers-image-model.c and
- * drivers-image-crash.c.
+ * tests/fault/replay.
  */
 #include "drivers-qcow2.h"
 #include "block/graph/debug.h"
