@@ -1,6 +1,7 @@
 /*
  * Human monitor: info block, info block-jobs, block_resize, commit.
  */
+#include "block/graph/snapshot.h"
 #include "daemon/hmp.h"
 #include "daemon/resize.h"
 #include "block/graph/query.h"
@@ -131,6 +132,46 @@ void hmp_co_info_block_jobs(Hmp *hmp, char **args)
                                " bytes/s\n",
                                qapi_JobType_str(job->type), job->device, job->offset, job->len, job->speed);
     }
+}
+
+static void show_snapshots(GString *out, const char *node, const SnapshotInfoList *list)
+{
+    g_string_append_printf(out, "Internal snapshots of %s:\n%-6s %-24s %10s  %-19s\n", node, "ID", "NAME", "VM SIZE",
+                           "DATE");
+    for (size_t i = 0; i < list->len; i++) {
+        const SnapshotInfo *s = list->items[i];
+        g_autofree char *size = g_format_size_full((guint64)s->vm_state_size, G_FORMAT_SIZE_IEC_UNITS);
+        g_autoptr(GDateTime) date = g_date_time_new_from_unix_local(s->date_sec);
+        g_autofree char *text = date ? g_date_time_format(date, "%Y-%m-%d %H:%M:%S") : g_strdup("");
+        g_string_append_printf(out, "%-6s %-24s %10s  %-19s\n", s->id, s->name, size, text);
+    }
+}
+
+void hmp_co_info_snapshots(Hmp *hmp, char **args)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(BlockDeviceInfoList) nodes = NULL;
+    Node *one = args[0] ? graph_lookup(hmp->daemon->graph, args[0], &error) : NULL;
+    bool any = false;
+
+    if (!args[0])
+        nodes = graph_co_query_named_nodes(hmp->daemon->graph, true, &error);
+    if (error) {
+        hmp_error(hmp, error);
+        return;
+    }
+    for (size_t i = 0; i < (one ? 1 : nodes->len); i++) {
+        const char *name = one ? args[0] : nodes->items[i]->node_name;
+        Node *node = one ? one : graph_find_node(hmp->daemon->graph, name);
+        /* All nodes: those that keep the snapshots, not those that pass them on. */
+        g_autoptr(SnapshotInfoList) list = one || node_snapshot_host(node) == node ? node_list_snapshots(node) : NULL;
+        if (!list)
+            continue;
+        show_snapshots(hmp->out, name, list);
+        any = true;
+    }
+    if (!any)
+        g_string_append(hmp->out, "There is no internal snapshot.\n");
 }
 
 /* ---- changes ---------------------------------------------------------------------------------------------------- */

@@ -21,6 +21,7 @@ static const HmpCommand commands[] = {
     {"help", 0, 1, "[COMMAND]", "show the commands", hmp_co_help},
     {"info block", 0, 2, "[-n] [DEVICE]", "show devices, or with -n all named nodes", hmp_co_info_block},
     {"info block-jobs", 0, 0, "", "show the jobs", hmp_co_info_block_jobs},
+    {"info snapshots", 0, 1, "[NODE]", "show internal snapshots", hmp_co_info_snapshots},
     {"qemu-io", 2, 3, "[-d] DEVICE|NODE \"COMMAND\"", "carry out a command of qemu-io", hmp_co_qemu_io},
 };
 

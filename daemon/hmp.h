@@ -23,6 +23,7 @@ void hmp_error(Hmp *hmp, const GError *error);
 /* The commands; @args follow the command's own words, NULL-terminated. */
 void hmp_co_info_block(Hmp *hmp, char **args);
 void hmp_co_info_block_jobs(Hmp *hmp, char **args);
+void hmp_co_info_snapshots(Hmp *hmp, char **args);
 void hmp_co_block_resize(Hmp *hmp, char **args);
 void hmp_co_commit(Hmp *hmp, char **args);
 void hmp_co_qemu_io(Hmp *hmp, char **args);

@@ -31,6 +31,7 @@ static const ActionEntry action_table[TRANSACTION_ACTION_KIND__MAX] = {
     ENTRY(BLOCK_DIRTY_BITMAP_MERGE, block_dirty_bitmap_merge, action_bitmap_merge),
     ENTRY(BLOCKDEV_BACKUP, blockdev_backup, action_blockdev_backup),
     ENTRY(BLOCKDEV_SNAPSHOT, blockdev_snapshot, action_snapshot),
+    ENTRY(BLOCKDEV_SNAPSHOT_INTERNAL_SYNC, blockdev_snapshot_internal_sync, action_snapshot_internal),
     ENTRY(BLOCKDEV_SNAPSHOT_SYNC, blockdev_snapshot_sync, action_snapshot_sync),
     ENTRY(DRIVE_BACKUP, drive_backup, action_drive_backup),
 };
@@ -139,6 +140,28 @@ static void transaction_undrain(Transaction *t)
         node_drained_end(g_ptr_array_index(t->quiet, i));
 }
 
+/* Undoes the first @n, the last one first. */
+static void transaction_co_unwrite(Transaction *t, guint n)
+{
+    while (n-- > 0) {
+        Action *action = g_ptr_array_index(t->actions, n);
+        if (action->kind->co_unwrite)
+            action->kind->co_unwrite(action);
+    }
+}
+
+static bool transaction_co_write(Transaction *t, GError **error)
+{
+    for (guint i = 0; i < t->actions->len; i++) {
+        Action *action = g_ptr_array_index(t->actions, i);
+        if (!action->kind->co_write || action->kind->co_write(action, error))
+            continue;
+        transaction_co_unwrite(t, i);
+        return false;
+    }
+    return true;
+}
+
 /* All are prepared and committed, or none is. */
 static bool transaction_co_act(Transaction *t, GError **error)
 {
@@ -179,7 +202,12 @@ static bool transaction_co_run(Transaction *t, GError **error)
 
     if (ok) {
         transaction_co_drain(t);
-        ok = transaction_co_act(t, error);
+        ok = transaction_co_write(t, error);
+        if (ok) {
+            ok = transaction_co_act(t, error);
+            if (!ok)
+                transaction_co_unwrite(t, t->actions->len);
+        }
         transaction_undrain(t);
     }
     transaction_co_clean(t, opened);

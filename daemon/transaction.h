@@ -6,10 +6,12 @@
  * - co_open finds what it works on, and makes and opens images: whatever may take long. Nothing that others use
  *   changes yet. It names the nodes that must come to rest.
  * - Those nodes are drained: one point in time for all of them.
+ * - co_write does what takes I/O on the nodes at rest, one action after another. It may take long, and others may
+ *   change the world meanwhile; what it does can be undone.
  * - co_prepare does it, in a way that can be undone. From the first co_prepare to the last co_commit or co_abort
  *   nothing yields, so nobody ever sees half a transaction.
  * - co_commit makes it final; or, in reverse order and only for those that were prepared, co_abort undoes it.
- *   Neither can fail.
+ *   Neither can fail. Then co_unwrite, the same way, undoes co_write; it may wait.
  * - The nodes go on. co_clean gives back what co_open got, in reverse order; it may take long again.
  *
  * A single command is a transaction of one. All fields: the loop's thread.
@@ -27,7 +29,9 @@ typedef struct ActionKind {
     bool grouped; /* has a meaning with completion-mode grouped */
     /* When it fails it leaves what it got in the action, for co_clean. */
     bool (*co_open)(Action *action, GError **error);
-    /* When it fails it has undone itself. */
+    /* When they fail they have undone themselves. */
+    bool (*co_write)(Action *action, GError **error);
+    void (*co_unwrite)(Action *action);
     bool (*co_prepare)(Action *action, GError **error);
     void (*co_commit)(Action *action);
     void (*co_abort)(Action *action);
@@ -68,4 +72,4 @@ bool transaction_co_single(QmpContext *ctx, TransactionActionKind type, const vo
 extern const ActionKind action_bitmap_add, action_bitmap_remove, action_bitmap_clear, action_bitmap_enable,
     action_bitmap_disable, action_bitmap_merge;
 extern const ActionKind action_blockdev_backup, action_drive_backup;
-extern const ActionKind action_snapshot, action_snapshot_sync;
+extern const ActionKind action_snapshot, action_snapshot_sync, action_snapshot_internal;

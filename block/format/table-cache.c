@@ -228,6 +228,15 @@ void table_cache_forget(TableCache *c, uint64_t offset, uint64_t bytes)
     }
 }
 
+void table_cache_forget_all(TableCache *c)
+{
+    for (uint32_t i = 0; i < c->n; i++) {
+        g_assert(!is_busy(&c->tables[i]));
+        if (c->tables[i].offset)
+            unhash(c, &c->tables[i]);
+    }
+}
+
 void table_cache_freeze(TableCache *c)
 {
     g_assert(c->n_commit == 0);

@@ -63,6 +63,8 @@ int table_cache_co_new(TableCache *cache, uint64_t offset, CacheTable **ret);
 void *table_cache_modify(TableCache *cache, CacheTable *table);
 /* Drops clean tables within the range: their place has been freed. Dirty ones are dropped too: nobody needs them. */
 void table_cache_forget(TableCache *cache, uint64_t offset, uint64_t bytes);
+/* Drops all of them. None may be dirty, loading or being written. */
+void table_cache_forget_all(TableCache *cache);
 /* Commit: everything dirty at this moment is what table_cache_co_write_frozen() writes. thaw: or not, after an error.
  */
 void table_cache_freeze(TableCache *cache);

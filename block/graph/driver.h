@@ -43,6 +43,12 @@ typedef struct CreateOptions {
     int version;           /* qcow2: 2 or 3 */
 } CreateOptions;
 
+/* An internal snapshot that is to be taken. */
+typedef struct SnapshotNew {
+    const char *name; /* borrowed */
+    int64_t date_ns;  /* since 1970 */
+} SnapshotNew;
+
 typedef struct NodeInfo NodeInfo;
 typedef struct CheckOptions CheckOptions; /* check.h */
 typedef struct CheckResult CheckResult;
@@ -144,6 +150,17 @@ struct Driver {
     int (*co_touch_bitmaps)(Node *node);
     /* Takes one out of the image, durably; no error where it is not in there. */
     bool (*co_remove_bitmap)(Node *node, const char *name, GError **error);
+
+    /* ---- internal snapshots: all or none of these (snapshot.h) ---- */
+    /* Caller frees; empty when there is none. Never yields. */
+    SnapshotInfoList *(*list_snapshots)(Node *node);
+    /* The node is drained and writable. Each has happened, durably, or when it fails has not. @id or @name may be NULL,
+     * not both. apply: the disk has @size bytes afterwards, as snapshot_size said; refused when that has changed. */
+    bool (*co_snapshot_create)(Node *node, const SnapshotNew *what, GError **error);
+    bool (*co_snapshot_delete)(Node *node, const char *id, const char *name, GError **error);
+    bool (*co_snapshot_apply)(Node *node, const char *id, const char *name, uint64_t size, GError **error);
+    /* Bytes of the disk in a snapshot. Never yields. */
+    bool (*snapshot_size)(Node *node, const char *id, const char *name, uint64_t *ret, GError **error);
 
     /* ---- facts for queries ---- */
     /* Fills in what it knows: cluster size, compressed, corrupt, … */

@@ -4,6 +4,7 @@
 #include "block/graph/query.h"
 #include "block/graph/filename.h"
 #include "block/graph/graph-int.h"
+#include "block/graph/snapshot.h"
 
 static NodeInfo node_info(Node *node)
 {
@@ -71,6 +72,7 @@ static ImageInfo *image_info(Node *node, bool with_backing)
     }
     if (node->drv->get_specific_info)
         image->format_specific = node->drv->get_specific_info(node);
+    image->snapshots = node_list_snapshots(node);
     if (with_backing && node_backing(node))
         image->backing_image = image_info(node_backing(node), true);
     return image;

@@ -175,11 +175,10 @@ int q2_co_commit(Qcow2 *q)
     return ret;
 }
 
-int q2_co_settle(Qcow2 *q)
+int q2_co_settle_locked(Qcow2 *q)
 {
     int ret;
 
-    comutex_co_lock(&q->commit_lock);
     do {
         ret = q2_co_commit_locked(q);
         if (ret == 0)
@@ -187,6 +186,15 @@ int q2_co_settle(Qcow2 *q)
         q2_free_co_wait(q);
     } while (ret == 0 &&
              (q2_free_pending(q) || table_cache_is_dirty(&q->rb) || table_cache_is_dirty(&q->l2) || q->rt_n_dirty));
+    return ret;
+}
+
+int q2_co_settle(Qcow2 *q)
+{
+    int ret;
+
+    comutex_co_lock(&q->commit_lock);
+    ret = q2_co_settle_locked(q);
     comutex_unlock(&q->commit_lock);
     return ret;
 }

@@ -67,13 +67,19 @@ static bool open_co_meta(Qcow2 *q, GError **error)
     for (uint32_t i = 0; i < q->rt_size; i++)
         q2_meta_add_table(q, Q2_META_REFBLOCK, q->rt[i]);
     q2_meta_add(q, Q2_META_CRYPTO, h->crypto.offset, h->crypto.bytes);
-    if (!q2_snapshots_co_load(q, error) || !q2_bitmaps_meta(q, error))
+    if (!q2_snapshots_co_meta(q, error) || !q2_bitmaps_meta(q, error))
         return false;
     if (!q2_meta_reserve(q, n))
         return error_set(error, "Could not allocate the table of qcow2 metadata");
     for (uint32_t i = 0; i < q->l1_size; i++)
         q2_meta_add_table(q, Q2_META_L2, q->l1[i] & Q2_OFFSET_MASK);
     return true;
+}
+
+bool q2_meta_co_fill(Qcow2 *q, GError **error)
+{
+    q2_meta_free(q);
+    return q2_meta_init(q, error) && open_co_meta(q, error);
 }
 
 static void clean_timer_fire(void *opaque)
@@ -101,6 +107,7 @@ static void release(Qcow2 *q)
     g_clear_pointer(&q->committing.items, g_free);
     g_clear_pointer(&q->written.items, g_free);
     g_clear_pointer(&q->grace.items, g_free);
+    q2_snapshots_free(q);
     q2_header_free(&q->header);
 }
 
@@ -129,6 +136,7 @@ static bool open_co_image(Qcow2 *q, const BlockdevOptionsQcow2 *o, GError **erro
     if (!check_not_truncated(q, error) || !q2_options_apply(q, o, error) || !open_co_data_file(q, o, error))
         return false;
     if (!q2_meta_init(q, error) || !q2_l1_co_load(q, error) || !q2_refcount_co_init(q, error) ||
+        !q2_snapshots_co_load(q, error) ||
         !table_cache_init(&q->l2, &q2_l2_ops, q->node, q->l2_slice_size, q->l2_cache_tables, error) ||
         !table_cache_init(&q->rb, &q2_refblock_ops, q->node, (uint32_t)q->cluster_size, q->rb_cache_tables, error))
         return false;
@@ -181,8 +189,8 @@ static bool q2_co_set_read_only(Node *node, bool read_only, GError **error)
     int ret;
 
     if (!read_only) {
-        q2_meta_free(q); /* writers need it; it may stem from an earlier time of writing */
-        if (!q2_header_check_use(&q->header, true, error) || !q2_meta_init(q, error) || !open_co_meta(q, error))
+        /* Writers need the set; it may stem from an earlier time of writing. */
+        if (!q2_header_check_use(&q->header, true, error) || !q2_meta_co_fill(q, error))
             return false;
     } else if (!q->corrupt) {
         if (!q2_bitmaps_co_store(q, error))
@@ -293,4 +301,9 @@ const Driver driver_qcow2 = {
     .co_check = q2_co_check,
     .get_info = q2_get_info,
     .get_specific_info = q2_get_specific_info,
+    .list_snapshots = q2_list_snapshots,
+    .co_snapshot_create = q2_co_snapshot_create,
+    .co_snapshot_delete = q2_co_snapshot_delete,
+    .co_snapshot_apply = q2_co_snapshot_apply,
+    .snapshot_size = q2_snapshot_size,
 };

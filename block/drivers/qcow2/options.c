@@ -138,6 +138,7 @@ bool q2_options_apply(Qcow2 *q, const BlockdevOptionsQcow2 *o, GError **error)
     q->clean_interval = interval * INT64_C(1000000000);
     q->pass_discard[Q2_FREE_REQUEST] =
         o->has_pass_discard_request ? o->pass_discard_request : q->node->flags.discard_unmap;
+    q->pass_discard[Q2_FREE_SNAPSHOT] = !o->has_pass_discard_snapshot || o->pass_discard_snapshot;
     q->pass_discard[Q2_FREE_OTHER] = o->has_pass_discard_other && o->pass_discard_other;
     apply_overlap(q, o->overlap_check);
     return apply_caches(q, o, error);

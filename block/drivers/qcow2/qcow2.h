@@ -133,7 +133,7 @@ void q2_header_free(Q2Header *header); /* what it points to */
 bool q2_header_check_tables(const Q2Header *header, GError **error);
 /* Checks that need to know how the image is to be used. */
 bool q2_header_check_use(const Q2Header *header, bool writable, GError **error);
-/* Writes @size bytes (8 or 12, within one sector) of the header at @offset. Not flushed. */
+/* Writes @size bytes (within one sector) of the header at @offset. Not flushed. */
 int q2_co_header_patch(Qcow2 *q, unsigned offset, const void *bytes, unsigned size);
 /* Replaces @size bytes of the header, @old by @now, durably. When that fails @old is put back. When that fails as well
  * nobody knows which of the two the image has: then q->unsure is set, nothing is committed and no flush succeeds until
@@ -203,6 +203,8 @@ typedef struct Q2MetaSet {
 } Q2MetaSet;
 
 bool q2_meta_init(Qcow2 *q, GError **error);
+/* open.c: a new set of all that there is now. */
+bool q2_meta_co_fill(Qcow2 *q, GError **error);
 void q2_meta_free(Qcow2 *q);
 /* Makes room for @n more. */
 bool q2_meta_reserve(Qcow2 *q, uint64_t n);
@@ -235,6 +237,8 @@ uint64_t q2_refcount_get(const uint8_t *block, unsigned order, uint64_t index);
 void q2_refcount_set(uint8_t *block, unsigned order, uint64_t index, uint64_t value);
 
 bool q2_refcount_co_init(Qcow2 *q, GError **error);
+/* Makes the refcount table have room for @want entries. alloc_lock held. */
+int q2_refcount_co_grow(Qcow2 *q, uint64_t want);
 void q2_refcount_free(Qcow2 *q);
 /* The refcount block of the cluster with index @ci; makes one, and grows the refcount table, where there is none.
  * alloc_lock held. */
@@ -265,7 +269,7 @@ int q2_co_unref(Qcow2 *q, uint64_t offset, uint64_t bytes, unsigned kind);
 /* ---- free.c ----------------------------------------------------------------------------------------------------- */
 
 /* Why clusters are freed: decides about pass-discard-*. */
-enum { Q2_FREE_NEVER, Q2_FREE_REQUEST, Q2_FREE_OTHER, Q2_FREE__MAX };
+enum { Q2_FREE_NEVER, Q2_FREE_REQUEST, Q2_FREE_SNAPSHOT, Q2_FREE_OTHER, Q2_FREE__MAX };
 
 typedef struct Q2Free {
     uint64_t offset, bytes;
@@ -307,6 +311,8 @@ int q2_co_commit(Qcow2 *q);
 int q2_co_commit_locked(Qcow2 *q);
 /* Commits, makes it durable and applies all frees, so that nothing is pending: close, resize. */
 int q2_co_settle(Qcow2 *q);
+/* The same for who holds commit_lock. */
+int q2_co_settle_locked(Qcow2 *q);
 /* Of the caches. L2 tables are only written in a commit, refcount blocks at any time. */
 extern const TableCacheOps q2_l2_ops, q2_refblock_ops;
 
@@ -359,8 +365,21 @@ uint32_t q2_sub_mask(const Qcow2 *q, uint64_t gc, uint64_t start, uint64_t end);
 /* When the cluster gets a new place: all subclusters that must move there are among [*@ret_first, *@ret_after). */
 void q2_sub_kept(const Qcow2 *q, uint64_t entry, uint64_t bitmap, unsigned *ret_first, unsigned *ret_after);
 
-/* snapshot.c: enters the tables of all snapshots into the set of metadata. */
+/* ---- snapshot.c and its kin: snapshot.h ------------------------------------------------------------------------- */
+
+typedef struct Q2Snapshot Q2Snapshot;
+
+/* Reads the snapshot table: q->snapshots. */
 bool q2_snapshots_co_load(Qcow2 *q, GError **error);
+void q2_snapshots_free(Qcow2 *q);
+/* Enters it, and the tables of all snapshots, into the set of metadata. */
+bool q2_snapshots_co_meta(Qcow2 *q, GError **error);
+/* The driver's callbacks. */
+SnapshotInfoList *q2_list_snapshots(Node *node);
+bool q2_co_snapshot_create(Node *node, const SnapshotNew *what, GError **error);
+bool q2_co_snapshot_delete(Node *node, const char *id, const char *name, GError **error);
+bool q2_co_snapshot_apply(Node *node, const char *id, const char *name, uint64_t size, GError **error);
+bool q2_snapshot_size(Node *node, const char *id, const char *name, uint64_t *ret, GError **error);
 
 /* ---- data.c ----------------------------------------------------------------------------------------------------- */
 
@@ -501,6 +520,12 @@ struct Qcow2 {
     CoMutex bitmap_lock; /* for who changes that */
     CoMutex header_lock; /* for who changes extensions; nobody waits for another lock with it */
     Claim *claims;       /* in subclusters of the guest */
+
+    /* internal snapshots, as the image has them: l1_lock and commit_lock for whoever changes them */
+    Q2Snapshot *snapshots;
+    uint32_t n_snapshots;
+    uint64_t snapshots_bytes; /* of their table */
+    bool in_shadow;           /* shadow.c: the refcount table in memory is not the image's, and may not grow */
 
     bool wrote; /* autoclear bits are dealt with */
     CoMutex first_write_lock;

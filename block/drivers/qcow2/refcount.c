@@ -233,12 +233,14 @@ static int new_table_co_write(Qcow2 *q, NewTable *t)
     return q2_co_header_switch(q, Q2_H_RT_OFFSET, old, field, sizeof(field), "refcount-table-header");
 }
 
-static int refcount_co_grow_table(Qcow2 *q, uint64_t want)
+int q2_refcount_co_grow(Qcow2 *q, uint64_t want)
 {
     uint64_t old_offset = q->header.rt_offset, old_bytes = (uint64_t)q->header.rt_clusters << q->cluster_bits;
     NewTable t = {0};
     int ret;
 
+    if (q->in_shadow) /* which has seen to it that there is room */
+        return -EFBIG;
     q2_co_event(q, BLKDEBUG_EVENT_REFTABLE_GROW);
     ret = new_table_plan(q, want, &t);
 
@@ -288,11 +290,11 @@ int q2_refcount_co_region(Qcow2 *q, uint64_t want, uint64_t *ret_ci)
     while (blocks * per_block < blocks + want)
         blocks++;
     if (index + blocks > q->rt_size) {
-        ret = refcount_co_grow_table(q, index + blocks + 1); /* which takes the place behind the old one's reach */
+        ret = q2_refcount_co_grow(q, index + blocks + 1); /* which takes the place behind the old one's reach */
         for (index = q->rt_size; ret == 0 && index > 0 && !q->rt[index - 1];)
             index--;
         if (ret == 0 && index + blocks > q->rt_size)
-            ret = refcount_co_grow_table(q, index + 2 * blocks);
+            ret = q2_refcount_co_grow(q, index + 2 * blocks);
         for (index = q->rt_size; ret == 0 && index > 0 && !q->rt[index - 1];)
             index--;
         if (ret == 0 && index + blocks > q->rt_size)
@@ -341,7 +343,7 @@ int q2_refcount_co_block(Qcow2 *q, uint64_t ci, CacheTable **ret)
     int r = 0;
 
     if (index >= q->rt_size)
-        r = refcount_co_grow_table(q, index + 1);
+        r = q2_refcount_co_grow(q, index + 1);
     if (r == 0 && !q->rt[index])
         r = refcount_co_new_block(q, index);
     return r == 0 ? q2_refcount_co_find(q, ci, ret) : r;
