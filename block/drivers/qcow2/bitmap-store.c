@@ -7,14 +7,15 @@
  *
  * Storing is one step from one directory to the next:
  *
- *   1. bits, tables and the new directory go to newly allocated clusters;
- *   2. their refcounts and they themselves become durable (commit.c, then a barrier);
- *   3. the header extension is switched (ext.c); where there was none, its autoclear bit, which says that the
+ *   1. bits and tables go to newly allocated clusters;
+ *   2. a place for the new directory is allocated, and all these refcounts are written in a commit;
+ *   3. the directory is written; barrier;
+ *   4. the header extension is switched (ext.c); where there was none, its autoclear bit, which says that the
  *      extension counts, is set after that. Where there is none any more the bit has no meaning, and is cleared;
- *   4. what only the old directory led to is freed.
+ *   5. what only the old directory led to is freed.
  *
  * So a crash leaves the old bitmaps, in use, or the new ones; or leaks. Storing is the last thing before the node stops
- * writing, so no write comes after 3 that the bitmaps do not know of. When it fails, the image's stay in use.
+ * writing, so no write comes after 4 that the bitmaps do not know of. When it fails, the image's stay in use.
  */
 #include "block/drivers/qcow2/bitmaps.h"
 #include "block/graph/bitmap.h"
@@ -32,20 +33,17 @@ typedef struct Store {
 
 /* ---- clusters --------------------------------------------------------------------------------------------------- */
 
-/* Takes clusters for a table or directory of @bytes bytes, and writes it. On failure *@ret_run stays as it was: nothing
- * was taken. */
-static int write_co_new(Qcow2 *q, const void *data, uint64_t bytes, Q2Run *ret_run)
+/* Takes clusters for @bytes bytes, as metadata from now on. On failure nothing was taken. */
+static int take_co_new(Qcow2 *q, uint64_t bytes, Q2Run *ret_run)
 {
     uint64_t n = div_round_up(bytes, q->cluster_size);
     Q2Run run;
-    int ret = q2_meta_reserve(q, n) ? q2_co_alloc(q, n, true, &run) : -ENOMEM;
+    int ret = q2_co_alloc(q, n, true, &run);
 
     if (ret < 0)
         return ret;
     ret = q2_co_meta_check(q, 0, run.offset, n << q->cluster_bits);
-    if (ret == 0)
-        ret = child_co_pwrite(q->node->file, run.offset, bytes, data, 0);
-    if (ret == 0 && !q2_meta_reserve(q, n)) /* others may have taken what was reserved */
+    if (ret == 0 && !q2_meta_reserve(q, n))
         ret = -ENOMEM;
     if (ret < 0) {
         q2_co_unref(q, run.offset, n << q->cluster_bits, Q2_FREE_OTHER);
@@ -71,6 +69,22 @@ static int free_co_range(Qcow2 *q, uint64_t offset, uint64_t bytes)
             return ret;
     }
     return 0;
+}
+
+/* Takes clusters for bits or a table of @bytes bytes, and writes them. On failure nothing was taken. */
+static int write_co_new(Qcow2 *q, const void *data, uint64_t bytes, Q2Run *ret_run)
+{
+    Q2Run run;
+    int ret = take_co_new(q, bytes, &run);
+
+    if (ret < 0)
+        return ret;
+    ret = child_co_pwrite(q->node->file, run.offset, bytes, data, 0);
+    if (ret < 0)
+        free_co_range(q, run.offset, bytes);
+    else
+        *ret_run = run;
+    return ret;
 }
 
 /* Table and bits. */
@@ -176,7 +190,20 @@ static bool failed(const Qcow2 *q, int ret, GError **error)
     return ret == 0 || error_set_errno(error, -ret, "Could not store the bitmaps of node '%s'", q->node->name);
 }
 
-/* Steps 2 and 3. */
+/* Steps 2 and 3: everything is durable when it returns. */
+static int directory_co_write(Store *s, const uint8_t *raw)
+{
+    Qcow2 *q = s->q;
+    int ret = take_co_new(q, s->size, &s->directory);
+
+    if (ret == 0)
+        ret = q2_co_commit(q);
+    if (ret == 0)
+        ret = child_co_pwrite(q->node->file, s->directory.offset, s->size, raw, 0);
+    return ret == 0 ? q2_co_barrier(q, "bitmap-directory") : ret;
+}
+
+/* Steps 2 to 4. */
 static bool directory_co_switch(Store *s, GError **error)
 {
     Qcow2 *q = s->q;
@@ -185,11 +212,7 @@ static bool directory_co_switch(Store *s, GError **error)
     int ret = raw ? 0 : -ENOMEM;
 
     if (ret == 0 && s->list->len)
-        ret = write_co_new(q, raw, s->size, &s->directory);
-    if (ret == 0)
-        ret = q2_co_commit(q);
-    if (ret == 0) /* another's commit may have taken our refcounts along, but came too early for what we wrote */
-        ret = q2_co_barrier(q, "bitmap-directory");
+        ret = directory_co_write(s, raw);
     if (ret < 0)
         return failed(q, ret, error);
     s->switching = true;
@@ -204,7 +227,7 @@ static bool directory_co_switch(Store *s, GError **error)
             failed(q, autoclear_co_set(q, q->header.autoclear | Q2_AUTOCLEAR_BITMAPS), error));
 }
 
-/* Step 4, and what is in memory: s->list is what the image holds. */
+/* Step 5, and what is in memory: s->list is what the image holds. */
 static int directory_co_done(Store *s)
 {
     Qcow2 *q = s->q;
