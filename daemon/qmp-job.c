@@ -1,6 +1,7 @@
 /*
  * Commands about jobs: starting them, verbs, queries.
  */
+#include "block/jobs/create.h"
 #include "block/jobs/job.h"
 #include "block/jobs/mirror.h"
 #include "daemon/daemon.h"
@@ -144,6 +145,17 @@ bool qmp_co_drive_mirror(QmpContext *ctx, const DriveMirror *arg, GError **error
 bool qmp_co_blockdev_mirror(QmpContext *ctx, const BlockdevMirror *arg, GError **error)
 {
     Job *job = mirror_co_new_blockdev(jobs_of(ctx), arg, error);
+
+    if (job)
+        job_start(job);
+    return job != NULL;
+}
+
+/* ---- blockdev-create -------------------------------------------------------------------------------------------- */
+
+bool qmp_co_blockdev_create(QmpContext *ctx, const BlockdevCreateArgs *arg, GError **error)
+{
+    Job *job = create_job_new(jobs_of(ctx), arg->job_id, arg->options, error);
 
     if (job)
         job_start(job);

@@ -11,12 +11,42 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define DEFAULT_EXTENT_HINT (1 << 20)
+
 typedef struct CreateJob {
     const char *path;
+    const CreateOptions *options;
     int fd;
     bool is_new;
     struct stat st;
 } CreateJob;
+
+/* Hints to the file system, which may not know them: that is said where they were asked for. */
+static void give_hints(const CreateJob *job)
+{
+    const CreateOptions *o = job->options;
+    int64_t hint = o->has_extent_size_hint ? o->extent_size_hint : DEFAULT_EXTENT_HINT;
+    struct fsxattr attr;
+    int flags;
+
+    if (o->nocow) {
+        bool ok = ioctl(job->fd, FS_IOC_GETFLAGS, &flags) == 0;
+        flags = ok ? flags | FS_NOCOW_FL : 0;
+        if (!ok || ioctl(job->fd, FS_IOC_SETFLAGS, &flags) < 0)
+            g_printerr("storage-daemon: warning: '%s' is made without nocow: %s\n", job->path, g_strerror(errno));
+    }
+    if (hint == 0)
+        return;
+    if (ioctl(job->fd, FS_IOC_FSGETXATTR, &attr) == 0) {
+        attr.fsx_xflags |= FS_XFLAG_EXTSIZE;
+        attr.fsx_extsize = (uint32_t)hint;
+        if (ioctl(job->fd, FS_IOC_FSSETXATTR, &attr) == 0)
+            return;
+    }
+    if (o->has_extent_size_hint)
+        g_printerr("storage-daemon: warning: '%s' is made without the extent size hint: %s\n", job->path,
+                   g_strerror(errno));
+}
 
 static int create_worker(void *opaque)
 {
@@ -31,6 +61,8 @@ static int create_worker(void *opaque)
     }
     if (job->fd < 0 || fstat(job->fd, &job->st) < 0)
         return -errno;
+    if (job->is_new)
+        give_hints(job);
     return 0;
 }
 
@@ -66,19 +98,25 @@ static bool create_co_contents(FileState *s, const CreateJob *job, const CreateO
         return false;
     ret = job->st.st_size ? file_co_resize(s->fd, (uint64_t)job->st.st_size, 0, PREALLOC_MODE_OFF, &what) : 0;
     if (ret == 0 && options->size)
-        ret = file_co_resize(s->fd, 0, options->size, PREALLOC_MODE_OFF, &what);
+        ret = file_co_resize(s->fd, 0, options->size, options->preallocation, &what);
     return ret < 0 ? error_set_errno(error, -ret, "Could not create '%s': %s", job->path, what) : true;
 }
 
 bool file_co_create(Graph *graph, const char *filename, Port *file, const CreateOptions *options, GError **error)
 {
-    CreateJob job = {.path = g_str_has_prefix(filename, "file:") ? filename + strlen("file:") : filename, .fd = -1};
+    CreateJob job = {.path = g_str_has_prefix(filename, "file:") ? filename + strlen("file:") : filename,
+                     .options = options,
+                     .fd = -1};
     FileState s = {.pending_fd = -1, .locking = file_lock_supported()};
     int ret;
     bool ok;
 
     if (options->backing_file)
         return error_set(error, "Backing file not supported for file format 'file'");
+    if (options->preallocation == PREALLOC_MODE_METADATA)
+        return error_set(error, "Unsupported preallocation mode: metadata");
+    if (options->has_extent_size_hint && (uint64_t)options->extent_size_hint > UINT32_MAX)
+        return error_set(error, "Extent size hint is too large");
     ret = aio_co_worker(create_worker, &job);
     if (ret < 0) {
         if (job.fd >= 0)

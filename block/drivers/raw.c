@@ -239,7 +239,7 @@ static bool raw_co_create(Graph *graph, const char *filename, Port *file, const 
         return error_set(error, "Backing file not supported for file format 'raw'");
     if (options->cluster_size)
         return error_set(error, "Parameter 'cluster_size' is not supported by file format 'raw'");
-    if (!port_co_truncate(file, options->size, false, PREALLOC_MODE_OFF, 0, error))
+    if (!port_co_truncate(file, options->size, false, options->preallocation, 0, error))
         return false;
     return raw_co_clear_head(file, error);
 }

@@ -34,13 +34,30 @@ typedef enum ReqFlags {
 /* All that was to be read reads as zeroes; what the buffer holds means nothing. Only with REQ_MAY_SKIP_ZEROES. */
 #define READ_ZEROES 1
 
-/* What an image is created with. Strings borrowed; NULL or 0 means "the format's default". */
+/* What an image is created with. Borrowed throughout; NULL or 0 means "the format's default". A format refuses by name
+ * what it does not know. */
 typedef struct CreateOptions {
     uint64_t size;            /* bytes */
+    bool exact;               /* a size that the format would round is refused */
     const char *backing_file; /* written into the header as it is */
     const char *backing_format;
     uint64_t cluster_size; /* bytes */
-    int version;           /* qcow2: 2 or 3 */
+    PreallocMode preallocation;
+    struct {         /* qcow2 */
+        int version; /* 2 or 3 */
+        int64_t refcount_bits;
+        bool lazy_refcounts, extended_l2, zstd;
+        Port *data_file; /* takes the guest's data; emptied. NULL: the image itself does */
+        const char *data_file_name;
+        bool data_file_raw;
+        const QCryptoBlockCreateOptions *encrypt;
+    };
+    int64_t table_size; /* qed: clusters */
+    struct {            /* files */
+        bool nocow;
+        bool has_extent_size_hint;
+        int64_t extent_size_hint; /* bytes */
+    };
 } CreateOptions;
 
 /* An internal snapshot that is to be taken. */
@@ -135,7 +152,8 @@ struct Driver {
     bool (*co_check)(Child *file, const CheckOptions *options, CheckResult *result, GError **error);
     /* Score 0 (no) to 100 for a file that begins with @buf. Formats only. */
     int (*probe)(const uint8_t *buf, size_t size);
-    /* Protocol: makes the file. Format: lays the image out on @file, which is open, writable and empty. */
+    /* Protocol: makes the file. Format: lays the image out on @file, which is open and writable; what it holds is
+     * nobody's any more once the options are found to be good. */
     bool (*co_create)(Graph *graph, const char *filename, Port *file, const CreateOptions *options, GError **error);
     /* Protocols: "nbd" when names "nbd:…" belong to it (the full scheme up to the colon), NULL-terminated list. */
     const char *const *schemes;

@@ -13,6 +13,7 @@
 static bool make_header(const CreateOptions *o, QedHeader *h, GError **error)
 {
     uint64_t cluster = o->cluster_size ? o->cluster_size : DEFAULT_CLUSTER, max;
+    uint64_t table = o->table_size ? (uint64_t)o->table_size : DEFAULT_TABLE;
     size_t name = o->backing_file ? strlen(o->backing_file) : 0;
 
     if (o->version)
@@ -20,7 +21,14 @@ static bool make_header(const CreateOptions *o, QedHeader *h, GError **error)
     if (!is_pow2(cluster) || cluster < QED_MIN_CLUSTER || cluster > LARGEST_CLUSTER)
         return error_set(error, "QED cluster size must be within range [%d, %d] and power of 2", QED_MIN_CLUSTER,
                          LARGEST_CLUSTER);
-    max = qed_max_size((uint32_t)cluster, DEFAULT_TABLE);
+    if (!is_pow2(table) || table > QED_MAX_TABLE)
+        return error_set(error, "QED table size must be within range [1, %d] and power of 2", QED_MAX_TABLE);
+    max = qed_max_size((uint32_t)cluster, (uint32_t)table);
+    if (o->exact && (!is_aligned(o->size, 512) || o->size > max))
+        return error_set(error,
+                         "QED image size must be a non-zero multiple of cluster size and less than %" G_GUINT64_FORMAT
+                         " bytes",
+                         max);
     if (o->size > max)
         return error_set(error,
                          "The image size is too large for file format 'qed': with clusters of %" G_GUINT64_FORMAT
@@ -30,7 +38,7 @@ static bool make_header(const CreateOptions *o, QedHeader *h, GError **error)
         return error_set(error, "Backing file name too long: it has %zu bytes, the limit is %d", name, QED_MAX_BACKING);
     *h = (QedHeader){
         .cluster_size = (uint32_t)cluster,
-        .table_size = DEFAULT_TABLE,
+        .table_size = (uint32_t)table,
         .header_bytes = cluster,
         .l1_offset = cluster,
         .image_size = align_up(o->size, 512), /* others would cut a part of a sector off */
@@ -70,7 +78,8 @@ bool qed_co_create(Graph *graph, const char *filename, Port *file, const CreateO
     if (!make_header(o, &h, error))
         return false;
     size = h.l1_offset + (uint64_t)h.table_size * h.cluster_size;
-    if (!port_co_truncate(file, size, false, PREALLOC_MODE_OFF, 0, error))
+    if (!port_co_truncate(file, 0, false, PREALLOC_MODE_OFF, 0, error) ||
+        !port_co_truncate(file, size, false, PREALLOC_MODE_OFF, 0, error))
         return false;
     if (port_size(file) != size)
         return error_set(error, "A qed image needs a file that can grow, which '%s' cannot", filename);
