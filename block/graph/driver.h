@@ -126,8 +126,9 @@ struct Driver {
     int (*co_pwrite_zeroes)(Node *node, uint64_t offset, uint64_t bytes, ReqFlags flags);
     /* A hint; -ENOTSUP counts as success. Only called when the node has discard=unmap. */
     int (*co_pdiscard)(Node *node, uint64_t offset, uint64_t bytes);
-    /* A write whose data @source, a leaf, holds at @source_offset. -ENOTSUP: the caller reads and writes. NULL: the
-     * same, or the filtered child's in a filter that does not look at writes. */
+    /* A write whose data @source, a leaf, holds at @source_offset. -ENOTSUP (never between these two) and -EAGAIN (not
+     * this range): the caller reads and writes. NULL: -ENOTSUP, or the filtered child's in a filter that does not look
+     * at writes. */
     int (*co_copy_from)(Node *node, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset);
     /* One compressed cluster (or the image's tail): for REQ_WRITE_COMPRESSED. NULL: -ENOTSUP. */
     int (*co_pwritev_compressed)(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset);

@@ -25,8 +25,10 @@ int child_co_copy_from(Child *child, uint64_t offset, uint64_t bytes, Node *sour
     g_assert(child->perm & PERM_WRITE);
     if (!bytes)
         return 0;
-    if (offset + bytes > node->size || source_offset + bytes > source->size ||
-        node->flags.detect_zeroes != BLOCKDEV_DETECT_ZEROES_OPTIONS_OFF ||
+    if (source_offset + bytes > source->size ||
+        (offset + bytes > node->size && !((child->perm & PERM_RESIZE) && node_may_grow(node))))
+        return -EAGAIN;
+    if (node->flags.detect_zeroes != BLOCKDEV_DETECT_ZEROES_OPTIONS_OFF ||
         ((offset | bytes) & (node->limits.request_alignment - 1)))
         return -ENOTSUP;
     node_in_flight_inc(node);

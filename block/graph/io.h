@@ -26,7 +26,8 @@ bool child_co_truncate(Child *child, uint64_t size, bool exact, PreallocMode pre
 bool node_may_grow(const Node *node);
 
 /* Writes what @source (a leaf that block status named, alive for as long) holds at @source_offset, by the host's own
- * means. -ENOTSUP: there are none here; part of it may have been written. */
+ * means. -ENOTSUP: there are none between these two; -EAGAIN: not for this range. In both cases part of it may have
+ * been written. */
 int child_co_copy_from(Child *child, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset);
 
 /* Read and write for one flat buffer. */

@@ -53,6 +53,35 @@ class Offload(sd.Case):
         d.shutdown()
         self.assertImagesEqual(top, raw, 'qcow2', 'raw')
 
+    def test_into_qcow2(self):
+        """New clusters, those that are there, parts of clusters, subclusters, a data file, an encrypted image."""
+        size = 9 * MIB + 512
+        source = self.random('source', size + MIB)
+        secret = ('--object', 'secret,id=key,data=sesame')
+        kinds = [('cluster_size=512', {}), ('cluster_size=64k', {}), ('cluster_size=2M', {}),
+                 ('cluster_size=64k,extended_l2=on', {}), ('cluster_size=4k,compat=0.10', {}),
+                 (f'data_file={self.path("data")},data_file_raw=on', {}),
+                 ('encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10',
+                  {'encrypt': {'format': 'luks', 'key-secret': 'key'}})]
+        for i, (options, more) in enumerate(kinds):
+            with self.subTest(options=options):
+                target = self.path(f't{i}')
+                sd.qemu_img('create', '-q', *(secret if more else ()), '-f', 'qcow2', '-o', options, target, str(size))
+                d = self.daemon(*(secret if more else ()))
+                d.cmd('blockdev-add', driver='raw', node_name='a', offset=MIB // 2 + 512, size=size,
+                      file={'driver': 'file', 'filename': source})
+                d.cmd('blockdev-add', driver='qcow2', node_name='b', file={'driver': 'file', 'filename': target}, **more)
+                with sd.nbd_connect(d.export('b', writable=True)) as h:  # some of it is there already
+                    h.pwrite(b'x' * (3 * MIB), MIB + 1536)
+                d.cmd('block-export-del', id='exp-b')
+                self.mirror(d, 'a', 'b')
+                with sd.nbd_connect(d.export('b')) as h:
+                    got = h.pread(size, 0)
+                self.assertEqual(self.read(source, MIB // 2 + 512, size), got)
+                d.shutdown()
+                if not more:
+                    sd.check_image(target)
+
     def test_holes_stay_holes(self):
         a = sd.create_image(self.path('a'), 'raw', 256 * MIB, data=[(100 * MIB, MIB, 7)])
         b = sd.create_image(self.path('b'), 'raw', 256 * MIB)

@@ -37,6 +37,16 @@ int q2_co_data_write(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, co
     return child_co_pwritev(q->data, host, bytes, vec, vec_offset, 0);
 }
 
+int q2_co_data_copy(Qcow2 *q, uint64_t host, uint64_t bytes, Node *source, uint64_t source_offset)
+{
+    int ret = data_co_check(q, host, bytes);
+
+    if (G_UNLIKELY(ret < 0))
+        return ret;
+    q2_co_event(q, BLKDEBUG_EVENT_WRITE_AIO);
+    return child_co_copy_from(q->data, host, bytes, source, source_offset);
+}
+
 int q2_co_data_zero(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, ReqFlags flags)
 {
     int ret = q->crypt ? -ENOTSUP : data_co_check(q, host, bytes); /* zeroes in the file are no zeroes */

@@ -286,6 +286,7 @@ const Driver driver_qcow2 = {
     .child_perm = q2_child_perm,
     .co_preadv = q2_co_preadv,
     .co_pwritev = q2_co_pwritev,
+    .co_copy_from = q2_co_copy_from,
     .co_pwrite_zeroes = q2_co_pwrite_zeroes,
     .co_pdiscard = q2_co_pdiscard,
     .co_pwritev_compressed = q2_co_pwritev_compressed,

@@ -10,8 +10,20 @@
  * Claims: while a write fills new clusters, the guest range is claimed, and whoever else would change the same entries
  * waits. Requests to other clusters, and to clusters that have theirs, do not even look. Filling what has its place
  * claims no more than the subclusters filled, so neighbours in the same cluster do not wait for each other.
+ *
+ * What is written comes from memory, or the host copies it from another file: only whole subclusters then, and nothing
+ * that has to be encrypted.
  */
 #include "block/drivers/qcow2/event.h"
+
+/* What is written from some guest offset on: bytes of @vec from @vec_offset on or, where there is none, what @source,
+ * a leaf, has from @source_offset on. */
+typedef struct Payload {
+    const IoVec *vec;
+    size_t vec_offset;
+    Node *source;
+    uint64_t source_offset;
+} Payload;
 
 /* What one step of a write fills, and the entries that it changes. */
 typedef struct Fill {
@@ -116,24 +128,29 @@ static int fill_co_bounds(Qcow2 *q, uint64_t offset, uint64_t bytes, Fill *f)
 }
 
 /* Writes the new data, and what belongs around it. */
-static int fill_co_run(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, const Fill *f)
+static int fill_co_run(Qcow2 *q, uint64_t offset, uint64_t bytes, const Payload *p, const Fill *f)
 {
     /* A data file is no larger than the disk. */
     uint64_t end = q2_has_data_file(q) ? u64_min(f->end, q->header.size) : f->end;
+    uint64_t host = f->run.offset + (f->start - (f->first << q->cluster_bits));
     const CowWrite w = {
         .offset = offset,
         .bytes = bytes,
-        .vec = vec,
-        .vec_offset = vec_offset,
+        .vec = p->vec,
+        .vec_offset = p->vec_offset,
         .start = f->start,
         .length = end - f->start,
-        .host = f->run.offset + (f->start - (f->first << q->cluster_bits)),
+        .host = host,
         .disk_size = q->header.size,
         .align = q->data->node->limits.request_alignment,
         .fresh = f->run.fresh && !q->crypt,
     };
 
-    return cow_co_write(q->node, &cow_ops, &w);
+    if (p->vec)
+        return cow_co_write(q->node, &cow_ops, &w);
+    if (offset != f->start || offset + bytes != end)
+        return -EAGAIN;
+    return q2_co_data_copy(q, host, bytes, p->source, p->source_offset);
 }
 
 /* Shows what has been filled in the entries. */
@@ -194,10 +211,8 @@ static bool fill_plan(Qcow2 *q, uint64_t offset, uint64_t bytes, const uint8_t *
 }
 
 /* Writes as much of the range as one run of clusters takes. *@done 0: the world has changed, look again. */
-static int write_co_new(void *opaque, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset,
-                        uint64_t *done)
+static int payload_co_write_new(Qcow2 *q, uint64_t offset, uint64_t bytes, const Payload *p, uint64_t *done)
 {
-    Qcow2 *q = opaque;
     Fill f = {.first = offset >> q->cluster_bits};
     Claim *other, claim;
     CacheTable *table;
@@ -228,7 +243,7 @@ static int write_co_new(void *opaque, uint64_t offset, uint64_t bytes, const IoV
         if (ret == 0 && order_left_out("write-order"))
             ret = link_co_run(q, &f);
         if (ret == 0)
-            ret = fill_co_run(q, offset, bytes, vec, vec_offset, &f);
+            ret = fill_co_run(q, offset, bytes, p, &f);
         if (ret == 0 && !order_left_out("write-order"))
             ret = link_co_run(q, &f);
         if (ret < 0 && !f.reuse)
@@ -237,6 +252,14 @@ static int write_co_new(void *opaque, uint64_t offset, uint64_t bytes, const IoV
     claim_end(&q->claims, &claim);
     *done = bytes;
     return ret;
+}
+
+static int write_co_new(void *opaque, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset,
+                        uint64_t *done)
+{
+    const Payload p = {.vec = vec, .vec_offset = vec_offset};
+
+    return payload_co_write_new(opaque, offset, bytes, &p, done);
 }
 
 static int write_co_in_place(void *opaque, const Extent *map, uint64_t offset, const IoVec *vec, size_t vec_offset)
@@ -273,6 +296,47 @@ int q2_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec,
         ret = q2_co_before_first_write(q);
     if (ret == 0)
         ret = extents_co_write(node, &q2_extent_ops, offset, bytes, vec, vec_offset);
+    q2_free_co_throttle(q);
+    return ret;
+}
+
+/* As much of a copy as one extent takes. *@done 0: look again. */
+static int copy_co_step(Qcow2 *q, uint64_t offset, uint64_t bytes, const Payload *p, uint64_t *done)
+{
+    Extent map;
+    unsigned phase;
+    int ret = q2_co_map(q, offset, bytes, &map);
+
+    if (ret < 0)
+        return ret;
+    if (!map.in_place)
+        return payload_co_write_new(q, offset, bytes, p, done);
+    phase = q2_data_enter(q);
+    ret = q2_co_data_copy(q, map.host, map.bytes, p->source, p->source_offset);
+    q2_data_leave(q, phase);
+    *done = map.bytes;
+    return ret;
+}
+
+int q2_co_copy_from(Node *node, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset)
+{
+    Qcow2 *q = q2_of(node);
+    int ret = q->crypt ? -ENOTSUP : 0;
+
+    if (G_UNLIKELY(q->corrupt))
+        return -EIO;
+    if (ret == 0 && G_UNLIKELY(!q->wrote))
+        ret = q2_co_before_first_write(q);
+    while (ret == 0 && bytes) {
+        const Payload p = {.source = source, .source_offset = source_offset};
+        uint64_t done;
+        ret = copy_co_step(q, offset, bytes, &p, &done);
+        if (ret < 0)
+            break;
+        offset += done;
+        source_offset += done;
+        bytes -= done;
+    }
     q2_free_co_throttle(q);
     return ret;
 }
