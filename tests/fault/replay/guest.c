@@ -119,7 +119,13 @@ static void pick_range(Run *run, What what, uint64_t *ret_first, uint64_t *ret_n
 {
     uint64_t sectors = run->sectors, per_cluster = u64_max(run->w->cluster / SECTOR, 1), first, n;
 
-    n = 1 + rnd(u64_min(sectors, rnd(4) ? per_cluster + 2 : rnd(8) ? per_cluster * 5 : sectors / 20 + 1));
+    if (rnd(4))
+        n = per_cluster + 2;
+    else if (!run->w->longest)
+        n = rnd(8) ? per_cluster * 5 : sectors / 20 + 1;
+    else
+        n = run->w->longest / SECTOR;
+    n = 1 + rnd(u64_min(sectors, n));
     first = rnd(sectors - n + 1);
     if (what == COMPRESSED) {
         first -= first % per_cluster;

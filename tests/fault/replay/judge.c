@@ -1,4 +1,5 @@
 #include "tests/fault/replay/judge.h"
+#include "block/drivers/qcow2/qcow2.h"
 #include "block/graph/graph-int.h"
 #include "block/util/bytes.h"
 #include "qapi/rt/json.h"
@@ -125,7 +126,7 @@ static char *path_of(const Case *c, const char *name)
     return g_build_filename(c->run->folder, name, NULL);
 }
 
-static int run_qemu_img(const char *format, const char *path, const char *output)
+static int run_qemu_img(const char *folder, const char *format, const char *path, const char *output)
 {
     char *argv[] = {"qemu-img", "check", "-f", (char *)format, (char *)path, NULL};
     posix_spawn_file_actions_t actions;
@@ -135,6 +136,7 @@ static int run_qemu_img(const char *format, const char *path, const char *output
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_addopen(&actions, 1, output, O_WRONLY | O_CREAT | O_TRUNC, 0600);
     posix_spawn_file_actions_adddup2(&actions, 1, 2);
+    posix_spawn_file_actions_addchdir_np(&actions, folder); /* data files are found from there */
     if (posix_spawnp(&pid, argv[0], &actions, NULL, argv, environ) != 0)
         return 127;
     posix_spawn_file_actions_destroy(&actions);
@@ -145,14 +147,14 @@ static int run_qemu_img(const char *format, const char *path, const char *output
 
 static void judge_by_qemu(const Case *c, const View *view)
 {
-    g_autofree char *output = path_of(c, "qemu-img.log"), *said = NULL, *image = path_of(c, view->image);
+    g_autofree char *output = path_of(c, "qemu-img.log"), *said = NULL;
     int code;
 
     for (size_t i = 0; i < c->run->n_tracked; i++) {
         g_autofree char *path = path_of(c, c->run->tracked[i].disk->name);
         disk_store_file(c->run->tracked[i].disk, path);
     }
-    code = run_qemu_img(view->format, image, output);
+    code = run_qemu_img(c->run->folder, view->format, view->image, output);
     count(&c->tally->qemu);
     if (code == 0 || (code == 3 && !c->clean))
         return;
@@ -174,11 +176,29 @@ static bool needs_repair(const View *view)
     return view->format && strcmp(view->format, "qed") == 0;
 }
 
+/* Is it the one to look at: now, and with what the image says? */
+static bool holds(const Case *c, const View *view)
+{
+    const Disk *disk = disk_get("file");
+    Q2Header h;
+    bool ok;
+
+    if (c->when < view->from || c->when >= view->until)
+        return false;
+    if (!view->backing)
+        return true;
+    if (!q2_header_parse(&h, disk->data, MIN(disk->size, c->run->w->cluster), NULL))
+        fail(c, "the header is no header");
+    ok = strcmp(h.backing_file ? h.backing_file : "", view->backing) == 0;
+    q2_header_free(&h);
+    return ok;
+}
+
 static void judge_co_state(const Case *c, bool qemu)
 {
     for (guint i = 0; i < c->views->len; i++) {
         const View *view = &g_array_index(c->views, View, i);
-        if (c->when < view->from || c->when >= view->until)
+        if (!holds(c, view))
             continue;
         judge_co_view(c, view);
         count(&c->tally->opened);
@@ -197,7 +217,7 @@ static const View *some_view(const Case *c)
 {
     for (guint i = c->views->len; i > 0; i--) {
         const View *view = &g_array_index(c->views, View, i - 1);
-        if (c->when >= view->from && c->when < view->until && !view->expect)
+        if (holds(c, view) && !view->expect)
             return view;
     }
     return NULL;

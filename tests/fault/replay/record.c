@@ -58,6 +58,8 @@ static void make_images(Run *run)
     if (run->w->backing)
         make_base(run);
     shell_must(run, command);
+    if (run->w->then)
+        shell_must(run, run->w->then);
     if (!run->w->tracked[0])
         track(run, "file");
     for (size_t i = 0; i < STATES_DISKS_MAX && run->w->tracked[i]; i++)
@@ -112,12 +114,18 @@ const char *run_logged(Run *run, const char *disk)
 bool run_co_open(Run *run, const char *json)
 {
     g_autofree char *row = NULL;
+    g_autoptr(GString) options = g_string_new(run->w->options);
     g_autoptr(GError) error = NULL;
     Node *node;
 
+    for (size_t i = 0; i < run->n_tracked; i++) {
+        g_autofree char *word = g_strdup_printf("LOGGED(%s)", run->tracked[i].disk->name);
+        if (strstr(options->str, word))
+            g_string_replace(options, word, run_logged(run, run->tracked[i].disk->name), 0);
+    }
     if (!json)
         json = row = g_strdup_printf("{'driver':'%s','node-name':'q','discard':'unmap','file':%s%s%s}", run->w->format,
-                                     run_logged(run, "file"), run->w->options ? run->w->options : "",
+                                     run_logged(run, "file"), options->str,
                                      run->w->backing ? ",'backing':{'driver':'null-co','node-name':'base'}" : "");
     if (!run_co_cmd(run, "{'execute':'blockdev-add','arguments':%s}", json))
         return false;
@@ -218,8 +226,9 @@ uint64_t *run_snapshot(const Run *run)
 
 static void first_view(Run *run)
 {
-    g_autofree char *json = g_strdup_printf("{'driver':'%s','node-name':'NODE','MODE','file':DISK(file)%s}",
-                                            run->w->format, run->w->backing ? ",'backing':DISK(base)" : "");
+    g_autofree char *json =
+        g_strdup_printf("{'driver':'%s','node-name':'NODE','MODE','file':DISK(file)%s%s}", run->w->format,
+                        run->w->view ? run->w->view : "", run->w->backing ? ",'backing':DISK(base)" : "");
 
     run_view(run, "file", run->w->format, json);
 }

@@ -24,12 +24,15 @@ typedef struct Workload {
     const char *name;
     const char *format;  /* of the image "file" */
     const char *create;  /* options of qemu-img create for it */
-    const char *options; /* of its node: members of JSON, with a comma before them */
+    const char *then;    /* a shell command when it is there */
+    const char *options; /* of its node: members of JSON, with a comma before them; LOGGED(name): a disk with its log */
+    const char *view;    /* the same for who looks at what is left; DISK(name): a disk */
     uint64_t size, cluster;
-    uint64_t sub;   /* bytes of a subcluster, 0: there are none */
-    bool backing;   /* a raw "base" with content */
-    unsigned ops;   /* of the guest, in each of two rounds */
-    const Mix *mix; /* NULL: some of everything */
+    uint64_t longest; /* bytes of long requests, 0: a twentieth of the disk, and seldom */
+    uint64_t sub;     /* bytes of a subcluster, 0: there are none */
+    bool backing;     /* a raw "base" with content */
+    unsigned ops;     /* of the guest, in each of two rounds */
+    const Mix *mix;   /* NULL: some of everything */
     /* NULL: two rounds of the guest's requests */
     void (*co_body)(Run *run);
     const char *more;                      /* a shell command that makes more images */
@@ -45,6 +48,7 @@ void stream_co_body(Run *run);
 void mirror_co_body(Run *run);
 void backup_co_body(Run *run);
 void rebase_co_body(Run *run);
+void autoclear_co_body(Run *run);
 
 extern const Workload workloads[];
 extern const size_t n_workloads;
@@ -61,7 +65,8 @@ typedef struct View {
     uint64_t from, until; /* moments at which it holds */
     uint64_t *expect;     /* what each sector holds, NULL: what the guest may find */
     uint64_t expect_n;
-    ViewCheck *check; /* more to look at, or NULL */
+    ViewCheck *check;    /* more to look at, or NULL */
+    const char *backing; /* it only holds when "file" names that backing file, "": none; NULL: always */
 } View;
 
 enum { WORKERS = 6 };

@@ -16,6 +16,8 @@ void resize_co_body(Run *run)
         guest_co_run(run, run->w->ops / 8);
         if (i == 3)
             size = run->room * SECTOR;
+        if (rnd(2))
+            guest_co_flush(run);
         guest_co_resize(run, size);
     }
     guest_co_run(run, run->w->ops / 8);
@@ -34,6 +36,12 @@ static bool open_co_chain(Run *run)
     return run_co_open(run, json);
 }
 
+/* Requests while a job runs; in some runs there are none, so that nobody but the job flushes what it does. */
+static void busy_or_not(Run *run)
+{
+    guest_start(run, rnd(2) ? run->w->ops / 2 : 1);
+}
+
 /* The guest is at rest when the job completes: from then on its disk is elsewhere. */
 static void job_co_finish(Run *run, bool complete)
 {
@@ -50,7 +58,7 @@ void commit_active_co_body(Run *run)
     if (!open_co_chain(run))
         return;
     guest_co_run(run, run->w->ops / 2);
-    guest_start(run, run->w->ops / 2);
+    busy_or_not(run);
     run_co_cmd(run, "{'execute':'block-commit','arguments':{'job-id':'j','device':'q','auto-dismiss':false}}");
     job_co_finish(run, true);
     run_view(run, "mid", "qcow2", QCOW2("mid", ",'backing':null"));
@@ -73,15 +81,16 @@ void commit_co_body(Run *run)
     static const char above_low[] =
         QCOW2("file", ",'backing':{'driver':'qcow2','MODE','file':DISK(low),'backing':null}");
 
-    run_view(run, "file", "qcow2", above_mid);
+    /* Which one holds is for the header to say, at every moment. */
+    run_view(run, "file", "qcow2", above_mid)->backing = "mid";
+    run_view_too(run, "file", "qcow2", above_low)->backing = "low";
     if (!run_co_open(run, json))
         return;
     guest_co_run(run, run->w->ops / 2);
-    guest_start(run, run->w->ops / 2);
+    busy_or_not(run);
     run_co_cmd(run, "{'execute':'block-commit','arguments':{'job-id':'j','device':'q','top-node':'mid-q',"
                     "'base-node':'low-q','backing-file':'low','auto-dismiss':false}}");
     job_co_finish(run, false);
-    run_view(run, "file", "qcow2", above_low);
     guest_co_verify(run);
     guest_co_run(run, run->w->ops / 2);
     run_co_cmd(run, "{'execute':'job-dismiss','arguments':{'id':'j'}}");
@@ -92,11 +101,12 @@ void stream_co_body(Run *run)
 {
     if (!open_co_chain(run))
         return;
+    g_array_index(run->views, View, run->views->len - 1).backing = "mid";
+    run_view_too(run, "file", "qcow2", QCOW2("file", ",'backing':null"))->backing = "";
     guest_co_run(run, run->w->ops / 2);
-    guest_start(run, run->w->ops / 2);
+    busy_or_not(run);
     run_co_cmd(run, "{'execute':'block-stream','arguments':{'job-id':'j','device':'q','auto-dismiss':false}}");
     job_co_finish(run, false);
-    run_view(run, "file", "qcow2", QCOW2("file", ",'backing':null"));
     guest_co_verify(run);
     guest_co_run(run, run->w->ops / 2);
     run_co_cmd(run, "{'execute':'job-dismiss','arguments':{'id':'j'}}");
@@ -117,7 +127,7 @@ void mirror_co_body(Run *run)
     if (!open_co_with_target(run))
         return;
     guest_co_run(run, run->w->ops / 2);
-    guest_start(run, run->w->ops / 2);
+    busy_or_not(run);
     run_co_cmd(run, "{'execute':'blockdev-mirror','arguments':{'job-id':'j','device':'q','target':'t','sync':'full',"
                     "'auto-dismiss':false}}");
     job_co_finish(run, true);
@@ -142,7 +152,7 @@ void backup_co_body(Run *run)
                     "{'type':'block-dirty-bitmap-add','data':{'node':'q','name':'b'}},"
                     "{'type':'blockdev-backup','data':{'job-id':'j','device':'q','target':'t','sync':'full',"
                     "'auto-dismiss':false}}]}}");
-    guest_start(run, run->w->ops / 2);
+    busy_or_not(run);
     job_co_finish(run, false);
     view = run_view_too(run, "target", "qcow2", QCOW2("target", ""));
     view->expect = then;
@@ -213,5 +223,27 @@ void rebase_co_body(Run *run)
         n.completed = blklogwrites_moment();
         g_array_append_val(names, n);
     }
+    run_co_close(run);
+}
+
+/* ---- autoclear bits --------------------------------------------------------------------------------------------- */
+
+enum { AUTOCLEAR = 88 }; /* offset in the header */
+
+/* Whoever keeps the bits' promise would go wrong if they were still set when the guest's data has changed. */
+static bool check_autoclear(Run *run, const uint8_t *data, uint64_t size, uint64_t when, char **ret_why)
+{
+    if (!load_be64(disk_get("file")->data + AUTOCLEAR) || bytes_are_zero(data, size))
+        return true;
+    *ret_why = g_strdup("data was written, but the autoclear bits are still set");
+    return false;
+}
+
+void autoclear_co_body(Run *run)
+{
+    g_array_index(run->views, View, 0).check = check_autoclear;
+    if (!run_co_open(run, NULL))
+        return;
+    guest_co_run(run, run->w->ops);
     run_co_close(run);
 }

@@ -7,6 +7,13 @@ enum { KIB = 1024, MIB = 1024 * 1024 };
 /* Without discards, after which it is open what there is. */
 static const Mix certain = {.read = 20, .write = 40, .zero = 20, .flush = 8, .fua = 1};
 
+/* Without compression. */
+static const Mix plain = {.read = 20, .write = 45, .zero = 15, .discard = 10, .flush = 7, .fua = 1};
+/* Allocates a lot. */
+static const Mix much = {.read = 2, .write = 80, .zero = 2, .discard = 2, .flush = 4};
+/* Somebody else's commits come in between all the time. */
+static const Mix flushing = {.read = 1, .write = 1, .flush = 98};
+
 const Workload workloads[] = {
     {.name = "64k", .format = "qcow2", .create = "", .size = 4 * MIB, .cluster = 65536, .ops = 100},
     {.name = "64k, backing",
@@ -41,9 +48,12 @@ const Workload workloads[] = {
     {.name = "512, 64 bits, refcount table grows",
      .format = "qcow2",
      .create = "-o cluster_size=512,refcount_bits=64",
-     .size = 2 * MIB,
+     .then = "qemu-io -f qcow2 file -c 'write -P 0 0 1850k'", /* full, but for a few clusters */
+     .size = 2560 * KIB,
      .cluster = 512,
-     .ops = 150},
+     .mix = &much,
+     .longest = 32 * KIB,
+     .ops = 25},
     {.name = "512, compat 0.10",
      .format = "qcow2",
      .create = "-o cluster_size=512,compat=0.10",
@@ -100,6 +110,43 @@ const Workload workloads[] = {
      .backing = true,
      .ops = 20,
      .co_body = bitmaps_co_body},
+    {.name = "bitmaps, many flushes",
+     .format = "qcow2",
+     .create = "-o cluster_size=4k",
+     .size = 512 * KIB,
+     .cluster = 4096,
+     .ops = 150,
+     .mix = &flushing,
+     .co_body = bitmaps_co_body},
+    {.name = "autoclear bits",
+     .format = "qcow2",
+     .create = "",
+     .then = "qemu-io -f qcow2 file -c 'write -P 0 0 1M' && printf '\\240' | dd of=file bs=1 seek=95 conv=notrunc",
+     .size = MIB,
+     .cluster = 65536,
+     .ops = 30,
+     .co_body = autoclear_co_body},
+    {.name = "data file",
+     .format = "qcow2",
+     .create = "-o data_file=data,cluster_size=4k",
+     .options = ",'data-file':LOGGED(data)",
+     .view = ",'data-file':DISK(data)",
+     .tracked = {"file", "data"},
+     .size = 512 * KIB,
+     .cluster = 4096,
+     .mix = &plain,
+     .ops = 120},
+    {.name = "data file, raw, extended_l2",
+     .format = "qcow2",
+     .create = "-o data_file=data,data_file_raw=on,extended_l2=on,cluster_size=16k",
+     .options = ",'data-file':LOGGED(data)",
+     .view = ",'data-file':DISK(data)",
+     .tracked = {"file", "data"},
+     .size = 512 * KIB,
+     .cluster = 16384,
+     .sub = 512,
+     .mix = &plain,
+     .ops = 120},
     {.name = "qed, 64k", .format = "qed", .create = "", .size = 4 * MIB, .cluster = 65536, .ops = 100},
     {.name = "qed, 64k, backing",
      .format = "qed",
@@ -154,7 +201,8 @@ const Workload workloads[] = {
      .create = "-o cluster_size=4k -b mid -F qcow2",
      .more = "qemu-img convert -f raw -O qcow2 -o cluster_size=4k base low && "
              "qemu-img create -f qcow2 -o cluster_size=2k -b low -F qcow2 mid && "
-             "qemu-io -f qcow2 mid -c 'write -s base 0 100k'",
+             "qemu-io -f qcow2 mid -c 'write -s base 0 200k' && "
+             "qemu-io -f qcow2 low -c 'write -P 17 0 200k'",
      .tracked = {"file", "mid", "low"},
      .size = 512 * KIB,
      .cluster = 4096,
