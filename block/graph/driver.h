@@ -193,6 +193,7 @@ struct Driver {
 
 struct NodeInfo {
     uint32_t cluster_size;   /* bytes, 0: none */
+    uint32_t fill_size;      /* what it fills at a time when less than a cluster is written; 0: a cluster */
     uint64_t allocated_size; /* bytes on disk; UINT64_MAX: unknown */
     bool is_dirty;
     bool encrypted;

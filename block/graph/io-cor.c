@@ -13,7 +13,7 @@
 
 #define COPY_MAX (1024 * 1024) /* bytes copied at once, unless a cluster is larger */
 
-/* What the node below all filters allocates at a time. */
+/* What the node below all filters fills at a time. */
 static uint64_t copy_unit(Node *node)
 {
     Node *below = node_skip_filters(node);
@@ -21,7 +21,7 @@ static uint64_t copy_unit(Node *node)
 
     if (below->drv->get_info)
         below->drv->get_info(below, &info);
-    return u64_max(info.cluster_size, node->limits.request_alignment);
+    return u64_max(info.fill_size ? info.fill_size : info.cluster_size, node->limits.request_alignment);
 }
 
 /* Copies the clusters around (part of) a range that is not allocated, and reads it. *@ret_bytes: how much of it. */

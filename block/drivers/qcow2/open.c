@@ -241,6 +241,7 @@ static void q2_get_info(Node *node, NodeInfo *info)
     Qcow2 *q = q2_of(node);
 
     info->cluster_size = (uint32_t)q->cluster_size;
+    info->fill_size = UINT32_C(1) << q->sub_bits;
     info->is_dirty = q->header.incompat & Q2_INCOMPAT_DIRTY;
     info->zero_init = !node->backing;
     info->encrypted = q->crypt;
