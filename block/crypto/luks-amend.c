@@ -55,7 +55,7 @@ static bool amend_co_fill(const Amend *a, const char *key_secret, GError **error
         return error_set(error, "'old-secret' must not be given when activating keyslots");
     if (!secret)
         return error_set(error, "Parameter 'secret' is required: the image was opened without a secret");
-    ok = luks_iter_time(a->o->has_iter_time, a->o->iter_time, &iter_time, error) && choose_slot(a, &slot, error);
+    ok = luks_iter_time(a->o->has_iter_time, a->o->iter_time, 0, &iter_time, error) && choose_slot(a, &slot, error);
     if (ok) {
         old_password = secret_password(a->secrets, secret, error);
         ok = old_password;
@@ -64,10 +64,8 @@ static bool amend_co_fill(const Amend *a, const char *key_secret, GError **error
         new_password = secret_password(a->secrets, a->o->new_secret, error);
         ok = new_password;
     }
-    if (ok && !luks_co_unlock(a->header, a->io, old_password, key, NULL, error)) {
-        g_prefix_error(error, "Failed to retrieve the master key: ");
-        ok = false;
-    }
+    if (ok)
+        ok = luks_co_unlock(a->header, a->io, old_password, key, NULL, error);
     if (ok && a->header->slots[slot].active)
         ok = luks_co_erase_slot(a->header, a->io, slot, error);
     if (ok)
@@ -115,7 +113,7 @@ static bool choose_co_victims(const Amend *a, unsigned *ret, GError **error)
     ok = password && match_co_slots(a, password, *ret, ret, error);
     wipe_free_string(password);
     if (ok && !*ret && o->has_keyslot)
-        return error_set(error, "Given keyslot %u doesn't contain the given (old) password", slot);
+        return error_set(error, "Given keyslot %u doesn't contain the given old password for erase operation", slot);
     if (ok && !*ret)
         return error_set(error, "No keyslots match given (old) password for erase operation");
     return ok;
@@ -152,7 +150,7 @@ bool luks_co_amend(LuksHeader *header, const LuksIo *io, SecretStore *secrets, c
     Amend a = {.header = header, .io = io, .secrets = secrets, .o = o, .force = force};
 
     if (o->has_keyslot && (o->keyslot < 0 || o->keyslot >= LUKS_SLOTS))
-        return error_set(error, "Invalid keyslot %" G_GINT64_FORMAT ". Keyslot must be between 0 and %d", o->keyslot,
+        return error_set(error, "Invalid keyslot %" G_GINT64_FORMAT " specified, must be between 0 and %d", o->keyslot,
                          LUKS_SLOTS - 1);
     return o->state == Q_CRYPTO_BLOCK_LUKS_KEYSLOT_STATE_ACTIVE ? amend_co_fill(&a, key_secret, error)
                                                                 : amend_co_erase(&a, error);

@@ -213,6 +213,44 @@ bool luks_co_load(LuksHeader *h, const LuksIo *io, uint64_t area, GError **error
     return luks_parse(h, buf, area, error);
 }
 
+Cipher *luks_co_open(LuksHeader *h, const LuksIo *io, uint64_t area, const char *password, GError **error)
+{
+    uint8_t key[CIPHER_KEY_MAX];
+    Cipher *cipher = NULL;
+
+    if (!luks_co_load(h, io, area, error))
+        return NULL;
+    if (luks_co_unlock(h, io, password, key, NULL, error))
+        cipher = cipher_new(&h->cipher, key, error);
+    explicit_bzero(key, sizeof(key));
+    return cipher;
+}
+
+bool luks_create_bytes(const QCryptoBlockCreateOptionsLUKS *o, uint64_t *ret, GError **error)
+{
+    LuksOptions options;
+    LuksHeader h = {0};
+
+    if (!luks_options(o, &options, error))
+        return false;
+    h.key_bytes = (uint32_t)cipher_key_size(options.cipher.alg, options.cipher.mode);
+    luks_layout(&h);
+    *ret = h.payload;
+    return true;
+}
+
+bool luks_co_create(const LuksIo *io, const QCryptoBlockCreateOptionsLUKS *o, const char *password, GError **error)
+{
+    uint8_t key[CIPHER_KEY_MAX];
+    LuksOptions options;
+    LuksHeader h;
+    bool ok = luks_options(o, &options, error) && luks_co_format(&h, &options, key, error) &&
+              luks_co_fill_slot(&h, io, 0, password, key, options.iter_time, error);
+
+    explicit_bzero(key, sizeof(key));
+    return ok;
+}
+
 /* ---- changing slots --------------------------------------------------------------------------------------------- */
 
 /* The header with another state of one slot, durably. On failure it counts as not done. */

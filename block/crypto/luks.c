@@ -214,14 +214,15 @@ void luks_layout(LuksHeader *h)
 
 /* ---- options and facts ------------------------------------------------------------------------------------------ */
 
-bool luks_iter_time(bool has, int64_t ms, uint64_t *ret, GError **error)
+bool luks_iter_time(bool has, int64_t ms, int64_t min, uint64_t *ret, GError **error)
 {
     *ret = has ? (uint64_t)ms : LUKS_ITER_TIME;
-    if (has && ms == 0)
+    if (has && ms == 0 && min > 0)
         return error_set(error, "iter-time must be non-zero");
-    if (has && (ms < 0 || ms > LUKS_MAX_ITER_TIME))
-        return error_set(error, "Parameter 'iter-time' is %" G_GINT64_FORMAT ", must be from 1 to %d", ms,
-                         LUKS_MAX_ITER_TIME);
+    if (has && (ms < min || ms > LUKS_MAX_ITER_TIME))
+        return error_set(error,
+                         "Parameter 'iter-time' is %" G_GINT64_FORMAT ", must be from %" G_GINT64_FORMAT " to %d", ms,
+                         min, LUKS_MAX_ITER_TIME);
     return true;
 }
 
@@ -234,7 +235,7 @@ bool luks_options(const QCryptoBlockCreateOptionsLUKS *o, LuksOptions *ret, GErr
                    .ivgen_hash = o->has_ivgen_hash_alg ? o->ivgen_hash_alg : Q_CRYPTO_HASH_ALGORITHM_SHA256},
         .hash = o->has_hash_alg ? o->hash_alg : Q_CRYPTO_HASH_ALGORITHM_SHA256,
     };
-    return luks_iter_time(o->has_iter_time, o->iter_time, &ret->iter_time, error) &&
+    return luks_iter_time(o->has_iter_time, o->iter_time, 1, &ret->iter_time, error) &&
            cipher_spec_check(&ret->cipher, error);
 }
 

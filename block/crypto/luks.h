@@ -73,6 +73,12 @@ bool luks_co_load(LuksHeader *header, const LuksIo *io, uint64_t area, GError **
  */
 bool luks_co_unlock(const LuksHeader *header, const LuksIo *io, const char *password, uint8_t *key, unsigned *ret_slot,
                     GError **error);
+/* Reads the header, unlocks it and makes the cipher; NULL with @error. */
+Cipher *luks_co_open(LuksHeader *header, const LuksIo *io, uint64_t area, const char *password, GError **error);
+/* How many bytes before the data a volume made with @o takes; false with @error: there is no such volume. */
+bool luks_create_bytes(const QCryptoBlockCreateOptionsLUKS *o, uint64_t *ret, GError **error);
+/* Makes a header with one password, durably. */
+bool luks_co_create(const LuksIo *io, const QCryptoBlockCreateOptionsLUKS *o, const char *password, GError **error);
 /* Lays a header out: @ret has everything but slots in use. Nothing is written. @key gets a new master key. Takes about
  * an eighth of the iteration time. */
 bool luks_co_format(LuksHeader *ret, const LuksOptions *options, uint8_t *key, GError **error);

@@ -151,6 +151,8 @@ struct Driver {
     /* Formats: checks the image that @file holds, and repairs it as @options ask. Nobody has it open; no node of the
      * format exists. False: could not be finished. NULL: cannot. */
     bool (*co_check)(Child *file, const CheckOptions *options, CheckResult *result, GError **error);
+    /* Formats: changes options of the image, which is writable, durably. */
+    bool (*co_amend)(Node *node, const BlockdevAmendOptions *options, bool force, GError **error);
     /* Score 0 (no) to 100 for a file that begins with @buf. Formats only. */
     int (*probe)(const uint8_t *buf, size_t size);
     /* Protocol: makes the file. Format: lays the image out on @file, which is open and writable; what it holds is

@@ -8,16 +8,11 @@
  * Guarantees: data.c sends everything it reads and writes through here, so no plain data reaches the file, and clusters
  * that were never written do not count as zeroes. The header changes only as block/crypto/luks.h orders it, and only
  * where nobody else's metadata lies. The key is wiped on close.
- *
- * Writes are encrypted into buffers of the pool, at most CRYPT_BOUNCE at a time; reads are decrypted where they arrive
- * when that is one piece of memory. What takes longer than a change of threads runs on workers.
  */
-#include "block/crypto/luks.h"
 #include "block/crypto/wipe.h"
 #include "block/drivers/qcow2/qcow2.h"
-#include "block/util/iovec.h"
+#include "block/format/crypt.h"
 
-#define CRYPT_BOUNCE  (512 * 1024)
 #define AES_KEY_BYTES 16
 
 struct Q2Crypt {
@@ -65,17 +60,12 @@ static bool open_co_luks(Qcow2 *q, const char *password, GError **error)
 {
     Q2Crypt *c = q->crypt;
     LuksIo io = luks_io(q);
-    uint8_t key[CIPHER_KEY_MAX];
 
     c->by_host = true;
     c->has_luks = true;
     if (q->header.crypto.offset + LUKS_HEADER_BYTES > q->node->file->node->size)
         return error_set(error, "Image is truncated: the encryption header is behind the end of the file");
-    if (!luks_co_load(&c->luks, &io, q->header.crypto.bytes, error))
-        return false;
-    if (luks_co_unlock(&c->luks, &io, password, key, NULL, error))
-        c->cipher = cipher_new(&c->luks.cipher, key, error);
-    explicit_bzero(key, sizeof(key));
+    c->cipher = luks_co_open(&c->luks, &io, q->header.crypto.bytes, password, error);
     return c->cipher;
 }
 
@@ -150,103 +140,36 @@ ImageInfoSpecificQCow2Encryption *q2_crypt_info(const Qcow2 *q)
 
 /* ---- data ------------------------------------------------------------------------------------------------------- */
 
-typedef struct CryptWork {
-    const Cipher *cipher;
-    bool encrypt;
-    uint64_t sector;
-    const uint8_t *in;
-    uint8_t *out;
-    size_t bytes;
-} CryptWork;
-
-static int crypt_run(void *opaque)
-{
-    const CryptWork *w = opaque;
-
-    if (w->encrypt)
-        cipher_encrypt(w->cipher, w->sector, w->in, w->out, w->bytes);
-    else
-        cipher_decrypt(w->cipher, w->sector, w->in, w->out, w->bytes);
-    return 0;
-}
-
-static int crypt_co_sectors(Qcow2 *q, bool encrypt, uint64_t sector, const uint8_t *in, uint8_t *out, size_t bytes)
-{
-    const Cipher *cipher = q->crypt->cipher;
-    CryptWork w = {.cipher = cipher, .encrypt = encrypt, .sector = sector, .in = in, .out = out, .bytes = bytes};
-
-    return bytes <= cipher_inline_bytes(cipher) ? crypt_run(&w) : aio_co_worker(crypt_run, &w);
-}
-
 static uint64_t sector_at(const Qcow2 *q, uint64_t guest, uint64_t host)
 {
     return (q->crypt->by_host ? host : guest) / CIPHER_SECTOR;
 }
 
-/* One piece by way of a buffer. */
-static int read_co_bounced(Qcow2 *q, uint64_t guest, uint64_t host, size_t bytes, const IoVec *vec, size_t vec_offset)
-{
-    uint8_t *buf = aio_buf_get(q->node->loop, bytes);
-    int ret = buf ? child_co_pread(q->data, host, bytes, buf, 0) : -ENOMEM;
-
-    if (ret == 0)
-        ret = crypt_co_sectors(q, false, sector_at(q, guest, host), buf, buf, bytes);
-    if (ret == 0)
-        iov_from_buf(vec->iov, vec->n, vec_offset, buf, bytes);
-    aio_buf_put(q->node->loop, buf, bytes);
-    return ret;
-}
-
 int q2_crypt_co_read(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, const IoVec *vec, size_t vec_offset)
 {
-    struct iovec piece;
-    int ret = 0;
-
-    if (iov_slice(&piece, 1, vec->iov, vec->n, vec_offset, bytes) == 1) {
-        ret = child_co_preadv(q->data, host, bytes, vec, vec_offset, 0);
-        return ret < 0 ? ret
-                       : crypt_co_sectors(q, false, sector_at(q, guest, host), piece.iov_base, piece.iov_base, bytes);
-    }
-    while (bytes && ret == 0) {
-        uint64_t n = u64_min(bytes, CRYPT_BOUNCE);
-        ret = read_co_bounced(q, guest, host, n, vec, vec_offset);
-        guest += n;
-        host += n;
-        vec_offset += n;
-        bytes -= n;
-    }
-    return ret;
-}
-
-static int write_co_piece(Qcow2 *q, uint64_t guest, uint64_t host, size_t bytes, const IoVec *vec, size_t vec_offset,
-                          uint8_t *buf)
-{
-    struct iovec piece;
-    const uint8_t *in = buf;
-    int ret;
-
-    if (iov_slice(&piece, 1, vec->iov, vec->n, vec_offset, bytes) == 1)
-        in = piece.iov_base;
-    else
-        iov_to_buf(vec->iov, vec->n, vec_offset, buf, bytes);
-    ret = crypt_co_sectors(q, true, sector_at(q, guest, host), in, buf, bytes);
-    return ret < 0 ? ret : child_co_pwrite(q->data, host, bytes, buf, 0);
+    return crypt_co_read(q->data, q->crypt->cipher, sector_at(q, guest, host), host, bytes, vec, vec_offset);
 }
 
 int q2_crypt_co_write(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, const IoVec *vec, size_t vec_offset)
 {
-    size_t room = u64_min(bytes, CRYPT_BOUNCE);
-    uint8_t *buf = aio_buf_get(q->node->loop, room);
-    int ret = buf ? 0 : -ENOMEM;
+    return crypt_co_write(q->data, q->crypt->cipher, sector_at(q, guest, host), host, bytes, vec, vec_offset);
+}
 
-    while (bytes && ret == 0) {
-        uint64_t n = u64_min(bytes, room);
-        ret = write_co_piece(q, guest, host, n, vec, vec_offset, buf);
-        guest += n;
-        host += n;
-        vec_offset += n;
-        bytes -= n;
-    }
-    aio_buf_put(q->node->loop, buf, room);
-    return ret;
+/* ---- key slots -------------------------------------------------------------------------------------------------- */
+
+bool q2_crypt_co_amend(Qcow2 *q, const QCryptoBlockAmendOptions *o, bool force, GError **error)
+{
+    Q2Crypt *c = q->crypt;
+    LuksIo io = luks_io(q);
+    bool ok;
+
+    if (!c)
+        return error_set(error, "image is not encrypted, can't amend");
+    if (!c->has_luks || o->format != Q_CRYPTO_BLOCK_FORMAT_LUKS)
+        return error_set(error, "Amending of encryption format '%s' is not supported; the image has '%s'",
+                         qapi_QCryptoBlockFormat_str(o->format), scheme_name(q));
+    comutex_co_lock(&c->lock);
+    ok = luks_co_amend(&c->luks, &io, graph_secrets(q->node->graph), c->key_secret, &o->u.luks, force, error);
+    comutex_unlock(&c->lock);
+    return ok;
 }

@@ -274,6 +274,15 @@ static ImageInfoSpecific *q2_get_specific_info(Node *node)
     return info;
 }
 
+static bool q2_co_amend(Node *node, const BlockdevAmendOptions *options, bool force, GError **error)
+{
+    Qcow2 *q = q2_of(node);
+
+    if (q->corrupt)
+        return error_set(error, "The image is corrupt");
+    return !options->u.qcow2.encrypt || q2_crypt_co_amend(q, options->u.qcow2.encrypt, force, error);
+}
+
 const Driver driver_qcow2 = {
     .name = "qcow2",
     .state_size = sizeof(Qcow2),
@@ -298,6 +307,7 @@ const Driver driver_qcow2 = {
     .can_store_bitmap = q2_can_store_bitmap,
     .co_touch_bitmaps = q2_co_touch_bitmaps,
     .co_remove_bitmap = q2_co_remove_bitmap,
+    .co_amend = q2_co_amend,
     .probe = q2_probe,
     .co_create = q2_co_create,
     .co_check = q2_co_check,

@@ -463,6 +463,8 @@ bool q2_crypt_co_open(Qcow2 *q, const BlockdevQcow2Encryption *options, GError *
 void q2_crypt_close(Qcow2 *q);
 /* For queries; the caller's. q->crypt is there. */
 ImageInfoSpecificQCow2Encryption *q2_crypt_info(const Qcow2 *q);
+/* Changes key slots. */
+bool q2_crypt_co_amend(Qcow2 *q, const QCryptoBlockAmendOptions *options, bool force, GError **error);
 /* Guest data of an encrypted image, whole sectors: for data.c. */
 int q2_crypt_co_read(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, const IoVec *vec, size_t vec_offset);
 int q2_crypt_co_write(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, const IoVec *vec, size_t vec_offset);
