@@ -80,6 +80,7 @@ struct Driver {
     bool may_grow;         /* a write past the end grows it (files); others get requests cut at their size */
     bool internal;         /* not for blockdev-add: jobs' filters */
     bool supports_backing; /* takes a backing child */
+    bool grows_zeroed;     /* co_truncate hides what a longer backing file has, before the disk is larger */
 
     /* ---- life ---- */
     /* Opens children (node_co_open_child), reads headers, sets size through co_getlength later, limits and

@@ -108,7 +108,7 @@ static int node_co_zero_grown(Node *node, TrackedRequest *req, uint64_t old_size
 
     if (end <= old_size)
         return 0;
-    ret = node_co_write_zeroes_tracked(node, req, old_size, end - old_size, 0);
+    ret = node->drv->grows_zeroed ? 0 : node_co_write_zeroes_tracked(node, req, old_size, end - old_size, 0);
     return node_co_write_done(node, old_size, end - old_size, 0, ret);
 }
 

@@ -163,6 +163,29 @@ class Commands(SnapshotCase):
         sd.qemu_io(image, 'read -P 0x44 699M 1M', fmt='qcow2')
         sd.check_image(image)
 
+    def test_resize(self):
+        """Version 3 images change their size with snapshots, which keep theirs; version 2 does not, as in QEMU."""
+        image = self.image(data=[(0, SIZE, 0x11)])
+        old = self.image('old.qcow2', compat='0.10')
+        d = self.start(image)
+        self.add(old, 'old')
+        for node in ('n', 'old'):
+            d.cmd(CREATE, device=node, name='s')
+        for size in (2 * SIZE, SIZE // 2):
+            self.fails(d, "Can't resize a v2 image which has snapshots", 'block_resize', node_name='old', size=size)
+            d.cmd('block_resize', node_name='n', size=size)
+        d.cmd('block_resize', node_name='n', size=SIZE)
+        self.io(f'read -P 0x11 0 {SIZE // 2}', f'read -P 0 {SIZE // 2} {SIZE // 2}')
+        d.cmd(CREATE, device='n', name='t')
+        d.cmd(APPLY, device='n', name='s')
+        self.io(f'read -P 0x11 0 {SIZE}')
+        d.cmd(DELETE, device='old', name='s')
+        d.cmd('block_resize', node_name='old', size=2 * SIZE)
+        d.shutdown()
+        sd.check_image(image)
+        sd.check_image(old)
+        self.assertEqual(b'\x11' * (SIZE // 2) + bytes(SIZE // 2), self.content(image, 't'))
+
     def test_through_raw_and_filters(self):
         """A node that passes an image's data on passes its snapshots on, too; bitmaps above know of the change."""
         image = self.image(data=[(0, sd.MIB, 0x11)])

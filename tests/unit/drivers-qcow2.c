@@ -373,6 +373,29 @@ static void resize_co_body(void)
 }
 CO_TEST(resize)
 
+/* Entries behind the end of the disk, as the saved state of a machine leaves them, do not become part of it. */
+static void behind_the_end_co_body(void)
+{
+    Node *node;
+    Port *port;
+
+    shell_must(1,
+               "qemu-img create -f qcow2 image 2G && qemu-io -f qcow2 -c 'write -P 7 100M 1M' -c 'write -P 7 600M 1M' "
+               "-c 'write -P 7 1200M 1M' image && qemu-img check -f qcow2 image");
+    poke(24, 8, 200 * MIB);
+    node = image_co_open("");
+    port = must_co_port(node, true);
+    resize_co_to(port, 2048 * (uint64_t)MIB);
+    assert_int_equal(byte_co_at(port, 100 * MIB), 7);
+    assert_int_equal(byte_co_at(port, 600 * MIB), 0);
+    assert_int_equal(byte_co_at(port, 1200 * MIB), 0);
+    port_co_free(port);
+    node_co_unref(node);
+    shell_must(1, "qemu-img check -f qcow2 image && qemu-io -f qcow2 -c 'read -P 0 200M 1848M' image > out && "
+                  "! grep -q failed out");
+}
+CO_TEST(behind_the_end)
+
 static void status_co_body(void)
 {
     BlockStatus status;
@@ -587,10 +610,11 @@ CO_TEST(grace)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(headers),    cmocka_unit_test(options),   cmocka_unit_test(backing),
-        cmocka_unit_test(snapshots),  cmocka_unit_test(autoclear), cmocka_unit_test(damage),
-        cmocka_unit_test(resize),     cmocka_unit_test(status),    cmocka_unit_test(create),
-        cmocka_unit_test(compressed), cmocka_unit_test(info),      cmocka_unit_test(grace),
+        cmocka_unit_test(headers),        cmocka_unit_test(options),    cmocka_unit_test(backing),
+        cmocka_unit_test(snapshots),      cmocka_unit_test(autoclear),  cmocka_unit_test(damage),
+        cmocka_unit_test(resize),         cmocka_unit_test(status),     cmocka_unit_test(create),
+        cmocka_unit_test(behind_the_end), cmocka_unit_test(compressed), cmocka_unit_test(info),
+        cmocka_unit_test(grace),
     };
     const char *only = g_getenv("SD_ONLY");
 

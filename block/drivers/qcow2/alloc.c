@@ -159,7 +159,8 @@ int q2_co_alloc(Qcow2 *q, uint64_t want, bool exact, Q2Run *run)
     return ret;
 }
 
-/* Adds a reference to the cluster in use at @offset. -ERANGE when its refcount is as large as it can get, or 0. */
+/* Adds a reference to the cluster at packed_next, which is @offset. -ERANGE when its refcount is as large as it can
+ * get; when it has been freed while we looked, and may be anybody's by now, as well. */
 static int alloc_co_share(Qcow2 *q, uint64_t offset)
 {
     uint64_t ci = offset >> q->cluster_bits, index = ci & ((UINT64_C(1) << q->rb_bits) - 1);
@@ -171,7 +172,7 @@ static int alloc_co_share(Qcow2 *q, uint64_t offset)
 
     if (ret < 0)
         return ret;
-    count = block ? q2_refcount_get(block->data, order, index) : 0;
+    count = block && q->packed_next == offset ? q2_refcount_get(block->data, order, index) : 0;
     if (count == 0 || count == max)
         return -ERANGE;
     data = table_cache_modify(&q->rb, block);

@@ -288,6 +288,7 @@ const Driver driver_qcow2 = {
     .state_size = sizeof(Qcow2),
     .is_format = true,
     .supports_backing = true,
+    .grows_zeroed = true,
     .co_open = q2_co_open,
     .co_close = q2_co_close,
     .co_set_read_only = q2_co_set_read_only,

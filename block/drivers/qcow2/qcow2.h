@@ -434,6 +434,8 @@ bool q2_co_create(Graph *graph, const char *filename, Port *file, const CreateOp
 
 /* The entries of [@gc, @gc + @n) let go of what they refer to: see zero.c. For shrinking. */
 int q2_co_drop(Qcow2 *q, uint64_t gc, uint64_t n);
+/* They read as zeroes. -ENOTSUP in version 2 where something is below. */
+int q2_co_zero(Qcow2 *q, uint64_t gc, uint64_t n);
 /* Reads one extent. */
 int q2_co_read_extent(void *state, const Extent *map, uint64_t offset, const IoVec *vec, size_t vec_offset);
 /* STATUS_* of a Q2Kind. */

@@ -2,9 +2,10 @@
  * Changing the size of the disk.
  *
  * Growing: what the last cluster holds behind the old end is zeroed; a larger L1 table is made where needed (its
- * clusters' refcounts and its content durable, then the header's pointer to it, then the old one is freed); last the
- * size. Shrinking: first the size, then what lies behind it is let go of. All of that is durable step by step, so a
- * crash leaves the disk with the old or the new size, and leaks at worst.
+ * clusters' refcounts and its content durable, then the header's pointer to it, then the old one is freed); what the
+ * tables have for the new part of the disk is dropped, and where a longer backing file would show, zeroes are put; all
+ * that is durable before the size, which is last. Shrinking: first the size, then what lies behind it is let go of. All
+ * of that is durable step by step, so a crash leaves the disk with the old or the new size, and leaks at worst.
  */
 #include "block/drivers/qcow2/event.h"
 #include "block/util/iovec.h"
@@ -106,28 +107,57 @@ static int l1_co_grow(Qcow2 *q, uint64_t size)
     return ret;
 }
 
-/* What the old last cluster holds behind the old end must not come to light. */
+/* Writes zeroes where the disk does not reach yet, whatever the entries say. */
+static int grow_co_write_zeroes(Qcow2 *q, uint64_t at, uint64_t end)
+{
+    struct iovec iov[Q2_MAX_CLUSTER_BITS * 2];
+    int ret = 0;
+
+    while (at < end && ret == 0) {
+        IoVec vec = {.iov = iov};
+        uint64_t bytes = u64_min(end - at, (uint64_t)G_N_ELEMENTS(iov) * IOV_ZEROES);
+        for (; vec.size < bytes; vec.n++) {
+            iov[vec.n] = (struct iovec){.iov_base = iov_zeroes, .iov_len = u64_min(bytes - vec.size, IOV_ZEROES)};
+            vec.size += iov[vec.n].iov_len;
+        }
+        ret = q2_co_pwritev(q->node, at, bytes, &vec, 0, 0);
+        at += bytes;
+    }
+    return ret;
+}
+
+/* What the old last cluster holds, or shows, behind the old end must not come to light. */
 static int grow_co_zero_tail(Qcow2 *q, uint64_t size)
 {
     uint64_t at = q->header.size, end = u64_min(size, align_up(at, q->cluster_size));
-    struct iovec iov[Q2_MAX_CLUSTER_BITS * 2];
     Extent map;
     int ret = 0;
 
     for (; at < end && ret == 0; at += map.bytes) {
-        IoVec vec = {.iov = iov};
         ret = q2_co_map(q, at, end - at, &map);
-        if (ret < 0)
-            break;
-        if (map.kind != Q2_NORMAL && map.kind != Q2_PACKED)
-            continue;
-        for (; vec.size < map.bytes; vec.n++) {
-            iov[vec.n] = (struct iovec){.iov_base = iov_zeroes, .iov_len = u64_min(map.bytes - vec.size, IOV_ZEROES)};
-            vec.size += iov[vec.n].iov_len;
-        }
-        ret = q2_co_pwritev(q->node, at, map.bytes, &vec, 0, 0);
+        if (ret == 0 &&
+            (map.kind == Q2_NORMAL || map.kind == Q2_PACKED || (map.kind == Q2_UNALLOCATED && backing_at(q->node, at))))
+            ret = grow_co_write_zeroes(q, at, at + map.bytes);
     }
     return ret;
+}
+
+/*
+ * The same for the clusters between the old end and the new one. Tables may have entries for them: the state of a
+ * machine lies there. And a longer backing file would shine through.
+ */
+static int grow_co_clear(Qcow2 *q, uint64_t size)
+{
+    uint64_t gc = div_round_up(q->header.size, q->cluster_size), end = div_round_up(size, q->cluster_size);
+    uint64_t below = q->node->backing ? u64_min(size, q->node->backing->node->size) : 0;
+    int ret = gc < end ? q2_co_drop(q, gc, end - gc) : 0;
+
+    end = div_round_up(below, q->cluster_size);
+    if (ret < 0 || gc >= end)
+        return ret;
+    if (q->header.version < 3)
+        return grow_co_write_zeroes(q, gc << q->cluster_bits, below);
+    return q2_co_zero(q, gc, end - gc);
 }
 
 static int resize_co_grow(Qcow2 *q, uint64_t size, uint64_t l1_need)
@@ -136,6 +166,8 @@ static int resize_co_grow(Qcow2 *q, uint64_t size, uint64_t l1_need)
 
     if (ret == 0 && l1_need > q->l1_size)
         ret = l1_co_grow(q, l1_need);
+    if (ret == 0 && !q2_is_raw(q))
+        ret = grow_co_clear(q, size);
     return ret == 0 ? resize_co_set_size(q, size) : ret;
 }
 

@@ -183,6 +183,11 @@ int q2_co_drop(Qcow2 *q, uint64_t gc, uint64_t n)
     return zero_co_subs(q, gc * q->subs, n * q->subs, WHY_DROP);
 }
 
+int q2_co_zero(Qcow2 *q, uint64_t gc, uint64_t n)
+{
+    return zero_co_subs(q, gc * q->subs, n * q->subs, WHY_ZERO_UNMAP);
+}
+
 /* Does part of one subcluster read as zeroes because of its entry? Then nothing has to be done. */
 static int zero_co_partial(Qcow2 *q, uint64_t offset, uint64_t bytes)
 {

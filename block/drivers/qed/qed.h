@@ -105,8 +105,6 @@ typedef enum QedKind { QED_UNALLOCATED, QED_ZERO, QED_DATA } QedKind;
 /* Can clusters at [@offset, @offset + @bytes) be what a table refers to: aligned, within the file, not on top of header
  * and L1 table? */
 bool qed_place_ok(const Qed *q, uint64_t offset, uint64_t bytes);
-/* Says once that the image is damaged. Returns -EIO. */
-int qed_bad_entry(Qed *q, const char *table, uint64_t index, uint64_t entry);
 /* Makes the cache, or makes it anew and empty, with room for @slices (0: what the disk needs). */
 bool qed_tables_init(Qed *q, uint64_t slices, GError **error);
 /* Looks [@offset, @offset + @bytes) up, as far as it is alike within one slice. */

@@ -27,7 +27,8 @@ bool qed_place_ok(const Qed *q, uint64_t offset, uint64_t bytes)
            (offset + bytes <= q->header.l1_offset || offset >= q->header.l1_offset + q->table_bytes);
 }
 
-int qed_bad_entry(Qed *q, const char *table, uint64_t index, uint64_t entry)
+/* Says once that the image is damaged. Returns -EIO. */
+static int bad_entry(Qed *q, const char *table, uint64_t index, uint64_t entry)
 {
     if (!q->reported)
         g_printerr("storage-daemon: qed image of node '%s' is damaged: %s entry %" G_GUINT64_FORMAT
@@ -102,7 +103,7 @@ static int l2_co_find(Qed *q, uint64_t gc, uint64_t *ret)
         return r;
     *ret = load_le64(slice->data + i * 8);
     if (G_UNLIKELY(*ret && !qed_place_ok(q, *ret, q->table_bytes)))
-        return qed_bad_entry(q, "L1", index, *ret);
+        return bad_entry(q, "L1", index, *ret);
     return 0;
 }
 
@@ -153,7 +154,7 @@ int qed_co_map(Qed *q, uint64_t offset, uint64_t bytes, Extent *ret)
         if (G_UNLIKELY(!qed_place_ok(q, entry, (uint64_t)n << q->cluster_bits)))
             n = 1; /* the good ones of them one by one */
         if (G_UNLIKELY(!qed_place_ok(q, entry, q->header.cluster_size)))
-            return qed_bad_entry(q, "L2", l2_index(q, gc), entry);
+            return bad_entry(q, "L2", l2_index(q, gc), entry);
         ret->host = entry + in;
         ret->in_place = true;
     }
