@@ -26,9 +26,13 @@ def peer_extents(path, bitmap):
         while not os.path.exists(path + '.nbd') and time.monotonic() < deadline:
             time.sleep(0.005)
         with sd.nbd_connect(sd.nbd_uri(path + '.nbd'), meta=['qemu:dirty-bitmap:' + bitmap]) as h:
-            return granules(sd.nbd_extents(h, 'qemu:dirty-bitmap:' + bitmap))
+            got = granules(sd.nbd_extents(h, 'qemu:dirty-bitmap:' + bitmap))
+    except BaseException:
+        p.kill()
+        raise
     finally:
         p.wait(sd.TIMEOUT)
+    return got
 
 
 class Persistent(JobCase):

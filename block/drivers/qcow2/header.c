@@ -151,8 +151,6 @@ static bool parse_bitmaps(Q2Header *h, const uint8_t *data, uint32_t len, GError
     if (len != 24)
         return error_set(error, "Invalid qcow2 header: the bitmaps extension has %" G_GUINT32_FORMAT " bytes, not 24",
                          len);
-    if (load_be32(data + 4))
-        return error_set(error, "Invalid qcow2 header: the reserved field of the bitmaps extension is not 0");
     h->bitmaps.n = load_be32(data);
     if (load_be32(data + 4))
         return bad_field(error, "the reserved field of the bitmaps extension", load_be32(data + 4), "not zero");
