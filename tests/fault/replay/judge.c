@@ -1,5 +1,6 @@
 #include "tests/fault/replay/judge.h"
 #include "block/drivers/qcow2/qcow2.h"
+#include "block/graph/check.h"
 #include "block/graph/graph-int.h"
 #include "block/util/bytes.h"
 #include "qapi/rt/json.h"
@@ -115,8 +116,54 @@ static void judge_co_view(const Case *c, const View *view)
             fail(c, "sector %" PRIu64 " of '%s' has 0x%" PRIx64 ", not 0x%" PRIx64, s, view->image, value,
                  view->expect[s]);
     }
-    if (view->check && !c->second && !view->check(c->run, data, size, c->when, &why))
+    if (view->co_check && !c->second && !view->co_check(c->run, data, size, c->when, &why))
         fail(c, "%s", why);
+}
+
+/* ---- this driver's checker -------------------------------------------------------------------------------------- */
+
+static void keep_message(void *opaque, const char *text)
+{
+    g_string_append_printf(opaque, "%s\n", text);
+}
+
+static Port *open_co_disk(const Case *c, const char *name, bool writable)
+{
+    g_autofree char *json =
+        writable ? g_strdup(run_logged(c->run, name)) : g_strdup_printf("{'driver':'null-co','node-name':'%s'}", name);
+    unsigned perm = PERM_CONSISTENT_READ | (writable ? PERM_WRITE | PERM_RESIZE : 0);
+    g_autoptr(GError) error = NULL;
+    g_autoptr(JsonNode) tree = json_parse(json, -1, &error);
+    g_autoptr(BlockdevOptions) options = tree ? qapi_decode_BlockdevOptions(tree, &error) : NULL;
+    Node *node = options ? node_co_open(c->run->daemon->graph, options, NULL, &error) : NULL;
+    Port *port = node ? port_co_new(c->run->daemon->graph, node, perm, PERM_ALL, NULL, NULL, &error) : NULL;
+
+    if (!port)
+        fail(c, "%s: %s", json, error->message);
+    node_co_unref(node); /* the port has it */
+    return port;
+}
+
+/* @fix: CHECK_FIX_*; then requests go over the log. */
+static void judge_co_check(const Case *c, const View *view, unsigned fix)
+{
+    const Driver *drv = driver_find(view->format);
+    g_autoptr(GString) said = g_string_new(NULL);
+    CheckOptions options = {.fix = fix, .message = keep_message, .opaque = said};
+    CheckResult r = {0};
+    g_autoptr(GError) error = NULL;
+    Port *port;
+    bool ok;
+
+    if (!drv->co_check)
+        return;
+    port = open_co_disk(c, view->image, fix != 0);
+    ok = drv->co_check(port->child, &options, &r, &error);
+    port_co_free(port);
+    count(&c->tally->ours);
+    if (!ok || r.corruptions || r.check_errors || (r.leaks && (c->clean || fix)))
+        fail(c, "the checker finds %s%" PRIu64 " corruptions, %" PRIu64 " leaks, %" PRIu64 " errors\n%s",
+             ok ? "" : error->message, r.corruptions, r.leaks, r.check_errors, said->str);
 }
 
 /* ---- qemu-img --------------------------------------------------------------------------------------------------- */
@@ -126,9 +173,17 @@ static char *path_of(const Case *c, const char *name)
     return g_build_filename(c->run->folder, name, NULL);
 }
 
-static int run_qemu_img(const char *folder, const char *format, const char *path, const char *output)
+static int run_qemu_img(bool is_locked, const char *folder, const char *format, const char *path, const char *output)
 {
-    char *argv[] = {"qemu-img", "check", "-f", (char *)format, (char *)path, NULL};
+    char *plain[] = {"qemu-img", "check", "-f", (char *)format, (char *)path, NULL};
+    char *locked[] = {"qemu-img",
+                      "check",
+                      "--object",
+                      "secret,id=sec,data=" REPLAY_SECRET,
+                      "--image-opts",
+                      "driver=qcow2,encrypt.format=luks,encrypt.key-secret=sec,file.filename=file",
+                      NULL};
+    char *const *argv = is_locked ? locked : plain;
     posix_spawn_file_actions_t actions;
     int status;
     pid_t pid;
@@ -154,7 +209,7 @@ static void judge_by_qemu(const Case *c, const View *view)
         g_autofree char *path = path_of(c, c->run->tracked[i].disk->name);
         disk_store_file(c->run->tracked[i].disk, path);
     }
-    code = run_qemu_img(c->run->folder, view->format, view->image, output);
+    code = run_qemu_img(c->run->w->locked, c->run->folder, view->format, view->image, output);
     count(&c->tally->qemu);
     if (code == 0 || (code == 3 && !c->clean))
         return;
@@ -206,6 +261,8 @@ static void judge_co_state(const Case *c, bool qemu)
             repair_co_view(c, view);
             judge_co_view(c, view);
         }
+        if (view->image)
+            judge_co_check(c, view, 0);
         if (qemu && view->image)
             judge_by_qemu(c, view);
     }
@@ -258,12 +315,14 @@ static void judge_co_second(const Case *first)
     size = read_co_view(first, view, &data);
     begin_again(&again, first->run, data, size);
     base = g_memdup2(again.now, again.sectors * 8);
+    c.run = &again;
+    if (view->image && rnd(2))
+        judge_co_check(&c, view, CHECK_FIX_LEAKS | CHECK_FIX_ERRORS);
     json = run_view_json(&again, view, "q", VIEW_LOGGED);
     run_co_open(&again, json);
     guest_co_run(&again, SECOND_OPS);
     run_co_close(&again);
     run_parse_logs(&again);
-    c.run = &again;
     again.claims = first->run->claims; /* hold whatever happens afterwards */
     c.second = true;
     c.clean = false;

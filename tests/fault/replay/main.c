@@ -98,7 +98,7 @@ static void task_co_entry(void *opaque)
 {
     Run *run = opaque;
 
-    judge_co_run(run, tally, per_run);
+    judge_co_run(run, tally, per_run / MAX(run->w->every, 1));
     loop_stop(run->daemon->loop);
 }
 
@@ -119,8 +119,12 @@ static void choose_fault(const Run *run)
 static void do_task(uint64_t task, char *folder)
 {
     Run run = {.w = chosen[task % n_chosen], .seed = (uint64_t)opt.seed + task / n_chosen, .folder = folder};
-    Loop *loop = loop_new(NULL);
+    uint64_t round = task / n_chosen;
+    Loop *loop;
 
+    if (run.w->every && n_chosen > 1 && round % run.w->every)
+        return;
+    loop = loop_new(NULL);
     g_assert(loop);
     choose_fault(&run);
     run.daemon = daemon_new(loop);
@@ -159,10 +163,10 @@ static void show_progress(double seconds, bool last)
 {
     fprintf(stdout,
             "%s%" PRIu64 " of %" PRId64 " distinct states (%" PRIu64 " built) of %" PRIu64 " workloads in %" PRIu64
-            " runs; %" PRIu64 " openings compared, %" PRIu64 " by qemu-img check, %" PRIu64
+            " runs; %" PRIu64 " openings compared, %" PRIu64 " by --check, %" PRIu64 " by qemu-img check, %" PRIu64
             " after a second cut; %" PRIu64 " failures; seed %" PRId64 "; %.0f s%s",
             isatty(1) ? "\r" : "", tally->distinct, opt.states, tally->built, n_chosen, tally->runs, tally->opened,
-            tally->qemu, tally->second, tally->failed, opt.seed, seconds, last || !isatty(1) ? "\n" : "");
+            tally->ours, tally->qemu, tally->second, tally->failed, opt.seed, seconds, last || !isatty(1) ? "\n" : "");
     fflush(stdout);
 }
 

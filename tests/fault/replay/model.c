@@ -29,14 +29,14 @@ static void see(GArray *list, Seen what)
 
 static void take_request(Model *m, const Record *r)
 {
-    Seen what = {.submitted = r->submitted, .completed = r->completed, .durable = r->fua};
+    Seen what = {.submitted = r->submitted, .completed = r->completed, .durable = r->fua || r->kind == RECORD_REVERT};
     uint64_t first = r->offset / SECTOR, end = u64_min(m->sectors, (r->offset + r->bytes) / SECTOR);
 
     what.optional = r->kind == RECORD_DISCARD || r->failed;
     what.value = r->value;
     for (uint64_t s = first; s < end; s++) {
         if (r->data)
-            memcpy(&what.value, r->data + (s - first) * SECTOR, 8);
+            memcpy(&what.value, r->data + (s - first) * (r->kind == RECORD_REVERT ? 8 : SECTOR), 8);
         see(m->seen[s], what);
     }
 }

@@ -35,7 +35,9 @@ typedef struct Workload {
     const Mix *mix;   /* NULL: some of everything */
     /* NULL: two rounds of the guest's requests */
     void (*co_body)(Run *run);
-    const char *more;                      /* a shell command that makes more images */
+    bool locked;      /* "file" is encrypted; secret object "sec" opens it */
+    unsigned every;   /* only in each so-manieth round, and so many fewer states: it takes long; 0: in all */
+    const char *more; /* a shell command that makes more images */
     const char *tracked[STATES_DISKS_MAX]; /* NULL: "file" alone */
     unsigned qed_slices;                   /* of qed's cache, 0: as it comes */
 } Workload;
@@ -49,6 +51,8 @@ void mirror_co_body(Run *run);
 void backup_co_body(Run *run);
 void rebase_co_body(Run *run);
 void autoclear_co_body(Run *run);
+
+void snapshots_co_body(Run *run);
 
 extern const Workload workloads[];
 extern const size_t n_workloads;
@@ -65,11 +69,12 @@ typedef struct View {
     uint64_t from, until; /* moments at which it holds */
     uint64_t *expect;     /* what each sector holds, NULL: what the guest may find */
     uint64_t expect_n;
-    ViewCheck *check;    /* more to look at, or NULL */
+    ViewCheck *co_check; /* more to look at, or NULL */
     const char *backing; /* it only holds when "file" names that backing file, "": none; NULL: always */
 } View;
 
 enum { WORKERS = 6 };
+#define REPLAY_SECRET "geheim"
 
 struct Run {
     const Workload *w;
@@ -136,6 +141,8 @@ void guest_co_run(Run *run, unsigned ops);
 void guest_start(Run *run, unsigned ops);
 void guest_co_wait(Run *run);
 void guest_co_flush(Run *run);
+/* The disk was turned back to @content, by a change submitted at moment @submitted. Nothing is in flight. */
+void guest_reverted(Run *run, const uint64_t *content, uint64_t submitted);
 /* Gives the disk another size. Nothing is in flight. */
 void guest_co_resize(Run *run, uint64_t size);
 /* Reads everything, and compares. */

@@ -204,7 +204,7 @@ void rebase_co_body(Run *run)
         g_array_free(names, TRUE);
     names = g_array_new(FALSE, FALSE, sizeof(Named));
     g_array_append_val(names, first);
-    run_view(run, NULL, "qcow2", QCOW2("file", ",'backing':{'driver':'raw','file':DISK(base)}"))->check = check_name;
+    run_view(run, NULL, "qcow2", QCOW2("file", ",'backing':{'driver':'raw','file':DISK(base)}"))->co_check = check_name;
     if (!run_co_cmd(run, "{'execute':'blockdev-add','arguments':{'driver':'raw','node-name':'r','read-only':true,"
                          "'file':{'driver':'null-co','node-name':'base'}}}") ||
         !run_co_open(run, "{'driver':'qcow2','node-name':'q','file':"
@@ -241,7 +241,7 @@ static bool check_autoclear(Run *run, const uint8_t *data, uint64_t size, uint64
 
 void autoclear_co_body(Run *run)
 {
-    g_array_index(run->views, View, 0).check = check_autoclear;
+    g_array_index(run->views, View, 0).co_check = check_autoclear;
     if (!run_co_open(run, NULL))
         return;
     guest_co_run(run, run->w->ops);
