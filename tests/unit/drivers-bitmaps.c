@@ -125,7 +125,8 @@ static void tables_co_body(void)
     field_co_refuse(table, 8, 0x401, "entry 0 is 0x401, bit 0 is set besides an offset");
     field_co_refuse(table, 8, 0x40000000, "entry 0 is 0x40000000, behind the end of the image");
     /* 10240 granules of 4 KiB: three clusters of bits. Of granules of 512 bytes there are more. */
-    field_co_refuse(dir + 17, 1, 9, "bitmap_table_size of bitmap 'first' is 3, too small for a disk of 41943040 bytes");
+    field_co_refuse(dir + 17, 1, 9,
+                    "bitmap_table_size of bitmap 'first' is 3, which does not fit a disk of 41943040 bytes");
     /* What is in use may stem from a smaller disk. */
     poke(dir + 17, 1, 9);
     poke(dir + 12, 4, Q2_BITMAP_IN_USE);

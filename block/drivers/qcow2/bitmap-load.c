@@ -83,10 +83,10 @@ static bool load_co_bitmap(Qcow2 *q, Q2Bitmap *b, uint64_t *all_bytes, GError **
     if (!q2_bitmap_co_read_table(q, b, error))
         return false;
     /* One in use may stem from before a change of the disk's size. */
-    if (!in_use && bytes > (uint64_t)b->table_size << q->cluster_bits)
+    if (!in_use && div_round_up(bytes, q->cluster_size) != b->table_size)
         return error_set(error,
                          "Invalid bitmap directory: bitmap_table_size of bitmap '%s' is %" G_GUINT32_FORMAT
-                         ", too small for a disk of %" G_GUINT64_FORMAT " bytes",
+                         ", which does not fit a disk of %" G_GUINT64_FORMAT " bytes",
                          b->name, b->table_size, q->header.size);
     *all_bytes += in_use ? 0 : bytes;
     if (*all_bytes > MAX_ALL_BYTES)

@@ -114,9 +114,7 @@ bool q2_header_check_tables(const Q2Header *h, GError **error)
     if (h->nb_snapshots > Q2_MAX_SNAPSHOTS)
         return error_set(error, "Snapshot table too large: nb_snapshots is %" G_GUINT32_FORMAT ", the limit is %d",
                          h->nb_snapshots, Q2_MAX_SNAPSHOTS);
-    if (h->nb_snapshots && !check_table(h, "snapshots_offset", h->snapshots_offset, Q2_MAX_SNAPSHOT_BYTES, error))
-        return false;
-    return true;
+    return check_table(h, "snapshots_offset", h->snapshots_offset, h->nb_snapshots ? Q2_MAX_SNAPSHOT_BYTES : 0, error);
 }
 
 /* Names as the image has them, made fit to be shown. */
@@ -194,12 +192,12 @@ static bool parse_extensions(Q2Header *h, const uint8_t *buf, size_t end, const 
         uint32_t type = load_be32(buf + at), len = load_be32(buf + at + 4);
         const uint8_t *data = buf + at + 8;
         at += 8;
-        if (type == 0)
-            return true;
-        if (len > end - at)
+        if (len > end - at) /* the end mark's as well */
             return error_set(error,
                              "Header extension too large: type 0x%08x has %" G_GUINT32_FORMAT " bytes, %zu are left",
                              type, len, end - at);
+        if (type == 0)
+            return true;
         switch (type) {
         case Q2_EXT_BACKING_FORMAT:
             if (len >= 16)

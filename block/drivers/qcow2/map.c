@@ -82,6 +82,11 @@ int q2_co_entry_bad(Qcow2 *q, uint64_t gc, uint64_t entry)
                              "External data file host cluster offset 0x%" G_GINT64_MODIFIER
                              "x does not match guest cluster offset: 0x%" G_GINT64_MODIFIER "x, L2 index: 0x%x)",
                              entry & Q2_OFFSET_MASK, gc << q->cluster_bits, i);
+    if (q->header.version < 3 && (entry & Q2_ZERO))
+        return q2_co_corrupt(q, -1, -1,
+                             "Zero cluster entry found in pre-v3 image (L2 offset: 0x%" G_GINT64_MODIFIER
+                             "x, L2 index: 0x%x)",
+                             table, i);
     if (is_aligned(entry & Q2_OFFSET_MASK, q->cluster_size)) /* then the bitmap is at fault */
         return q2_co_corrupt(
             q, -1, -1, "Invalid cluster entry found  (L2 offset: 0x%" G_GINT64_MODIFIER "x, L2 index: 0x%x)", table, i);
@@ -122,7 +127,8 @@ static unsigned run_length(const Qcow2 *q, const uint8_t *data, unsigned i, unsi
         return 1;
     for (; n < max; n++) {
         uint64_t entry = q2_l2_entry(q, data, i + n);
-        if (hosted ? entry != first + ((uint64_t)n << q->cluster_bits) : q2_entry_kind(q, entry) != kind)
+        if (hosted ? entry != first + ((uint64_t)n << q->cluster_bits)
+                   : q2_entry_kind(q, entry) != kind || ((entry ^ first) & Q2_ZERO))
             break;
     }
     return n;
@@ -177,6 +183,8 @@ int q2_co_map(Qcow2 *q, uint64_t offset, uint64_t bytes, Extent *ret)
         return 0;
     }
     entry = q2_l2_entry(q, table->data, i);
+    if (G_UNLIKELY((entry & (Q2_ZERO | Q2_COMPRESSED)) == Q2_ZERO && q->header.version < 3))
+        return q2_co_entry_bad(q, gc, entry);
     if (G_UNLIKELY(q2_has_data_file(q)) && q2_data_entry_is_bad(q, gc, entry))
         return q2_co_entry_bad(q, gc, entry);
     if (G_UNLIKELY(q->subs > 1))

@@ -117,7 +117,7 @@ static bool open_co_data_file(Qcow2 *q, const BlockdevOptionsQcow2 *o, GError **
     Child *data;
 
     if (!q2_has_data_file(q))
-        return true;
+        return !(q->header.autoclear & Q2_AUTOCLEAR_RAW) || error_set(error, "data-file-raw requires a data file");
     if (!o->data_file && !q->header.data_file)
         return error_set(error, "'data-file' is required for this image");
     data = o->data_file ? node_co_open_child(q->node, "data-file", o->data_file, ROLE_DATA, error)

@@ -19,7 +19,7 @@ bool q2_entry_is_bad(const Qcow2 *q, uint64_t entry, uint64_t bitmap)
     if (kind == Q2_PACKED)
         return false;
     return !is_aligned(entry & Q2_OFFSET_MASK, q->cluster_size) || (bitmap >> 32 & bitmap) ||
-           (kind == Q2_UNALLOCATED && (uint32_t)bitmap);
+           (kind == Q2_UNALLOCATED && (uint32_t)bitmap) || (q->header.version < 3 && (entry & Q2_ZERO));
 }
 
 bool q2_entry_is_ours(const Qcow2 *q, uint64_t entry)
