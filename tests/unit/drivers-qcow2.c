@@ -57,7 +57,6 @@ static void headers_co_body(void)
     field_co_refuse("", 72, 8, 4, "'data-file' is required for this image");
     field_co_refuse("-o cluster_size=8k", 72, 8, 16, "Unsupported subcluster size: 256");
     field_co_refuse("", 72, 8, UINT64_C(1) << 40, "Unknown incompatible feature: 10000000000");
-    field_co_refuse("", 72, 8, 1, "marked dirty");
     field_co_refuse("", 72, 8, 2, "qcow2: Image is corrupt; cannot be opened read/write");
     field_co_refuse("", 72, 8, 8, "Compression type incompatible feature bit");
     field_co_refuse("", 96, 4, 7, "refcount_order is 7, may not exceed 6");
@@ -92,7 +91,6 @@ static void options_co_body(void)
         {",'l2-cache-entry-size':131072}", "L2 cache entry size must be a power of two between 512"},
         {",'l2-cache-entry-size':1000}", "L2 cache entry size must be a power of two between 512"},
         {",'cache-clean-interval':-1}", "Cache clean interval too big"},
-        {",'lazy-refcounts':true}", "'lazy-refcounts'"},
         {",'encrypt':{'format':'luks'}}", "No encryption in image header"},
         {",'data-file':'x'}", "'data-file' can only be set for images with an external data file"},
         {",'backing':'nobody'}", "nobody"},
@@ -102,6 +100,7 @@ static void options_co_body(void)
         ",'overlap-check':'all'",
         ",'overlap-check':{'template':'constant','active-l2':true,'main-header':false}",
         ",'cache-size':1048576,'pass-discard-request':false,'pass-discard-other':true,'pass-discard-snapshot':false",
+        ",'lazy-refcounts':true",
         ",'cache-clean-interval':0,'refcount-cache-size':0,'l2-cache-size':0,'lazy-refcounts':false",
     };
 

@@ -12,6 +12,11 @@
  *      was written whole (zeroed or copied) before 3, and anything that is in it after a crash refers to what is
  * durable.
  *
+ * With lazy refcounts 1 and 2 are left out: counts stay in memory until the image is closed or memory is short. Before
+ * the first entries that rely on such counts the dirty bit is durable, by the barrier of 3, so after a crash the image
+ * is repaired before it is written to again. The barrier of 3 remains, since guest data must not come after its entry;
+ * what is gained is the writing of refcount blocks.
+ *
  * A crash at any point leaves leaks at worst. Changes made meanwhile go to copies and belong to the next commit. The
  * caller's flush (the graph's) is the barrier after 4. When a step fails, everything frozen is dirty again.
  */
@@ -92,26 +97,35 @@ typedef struct Frozen {
     uint64_t rt_offset; /* of that moment: a table that has moved since was written whole */
 } Frozen;
 
-static bool freeze(Qcow2 *q, Frozen *f)
+static bool freeze(Qcow2 *q, Frozen *f, bool lazy)
 {
     *f = (Frozen){.rt_offset = q->header.rt_offset};
-    if (!sectors_take(&f->rt, q->rt, q->rt_size, q->rt_dirty, &q->rt_n_dirty))
+    if (!lazy && !sectors_take(&f->rt, q->rt, q->rt_size, q->rt_dirty, &q->rt_n_dirty))
         return false;
     if (!sectors_take(&f->l1, q->l1, q->l1_size, q->l1_dirty, &q->l1_n_dirty)) {
         sectors_put_back(&f->rt, q->rt_dirty, &q->rt_n_dirty);
         sectors_free(&f->rt);
         return false;
     }
-    table_cache_freeze(&q->rb);
+    if (!lazy)
+        table_cache_freeze(&q->rb);
     table_cache_freeze(&q->l2);
     q2_free_freeze(q);
     return true;
 }
 
-/* Steps 1 to 3. */
-static int commit_co_refcounts(Qcow2 *q, Frozen *f)
+/* What is about to be written relies on counts that are in memory only. */
+static int commit_co_mark_dirty(Qcow2 *q)
 {
-    int ret = table_cache_co_write_frozen(&q->rb);
+    if (order_left_out("lazy-dirty") || (!table_cache_is_dirty(&q->rb) && !q->rt_n_dirty))
+        return 0;
+    return q2_co_set_dirty(q, true);
+}
+
+/* Steps 1 to 3. */
+static int commit_co_refcounts(Qcow2 *q, Frozen *f, bool lazy)
+{
+    int ret = lazy ? commit_co_mark_dirty(q) : table_cache_co_write_frozen(&q->rb);
 
     if (ret == 0 && f->rt.n) {
         ret = q2_co_barrier(q, "commit-refblocks");
@@ -130,24 +144,25 @@ static int commit_co_refcounts(Qcow2 *q, Frozen *f)
     return ret == 0 ? q2_co_barrier(q, "commit-entries") : ret;
 }
 
-int q2_co_commit_locked(Qcow2 *q)
+/* @lazy: counts may stay in memory. */
+static int commit_co_run(Qcow2 *q, bool lazy)
 {
+    bool counts_dirty = !lazy && (table_cache_is_dirty(&q->rb) || q->rt_n_dirty);
     Frozen f;
     int ret;
 
     if (G_UNLIKELY(q->corrupt || q->unsure))
         return -EIO;
-    if (!table_cache_is_dirty(&q->rb) && !table_cache_is_dirty(&q->l2) && !q->l1_n_dirty && !q->rt_n_dirty &&
-        !q2_free_pending(q))
+    if (!counts_dirty && !table_cache_is_dirty(&q->l2) && !q->l1_n_dirty && !q2_free_pending(q))
         return 0;
     while (q->rb.n_commit) /* an allocation makes room in the cache */
         coqueue_co_wait(&q->rb.loaders, NULL);
     q2_free_begin(q);
-    if (!freeze(q, &f))
+    if (!freeze(q, &f, lazy))
         return -ENOMEM;
     ret = order_left_out("commit-order") ? table_cache_co_write_frozen(&q->l2) : 0;
     if (ret == 0)
-        ret = commit_co_refcounts(q, &f);
+        ret = commit_co_refcounts(q, &f, lazy);
     if (ret == 0)
         ret = q2_free_co_apply(q);
     if (ret < 0)
@@ -165,6 +180,11 @@ int q2_co_commit_locked(Qcow2 *q)
     return ret;
 }
 
+int q2_co_commit_locked(Qcow2 *q)
+{
+    return commit_co_run(q, q->lazy);
+}
+
 int q2_co_commit(Qcow2 *q)
 {
     int ret;
@@ -180,7 +200,7 @@ int q2_co_settle_locked(Qcow2 *q)
     int ret;
 
     do {
-        ret = q2_co_commit_locked(q);
+        ret = commit_co_run(q, false);
         if (ret == 0)
             ret = q2_co_barrier(q, "settle");
         q2_free_co_wait(q);

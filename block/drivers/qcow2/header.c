@@ -329,9 +329,6 @@ bool q2_header_check_use(const Q2Header *h, bool writable, GError **error)
                          h->compression_type ? "" : " not");
     if (writable && (h->incompat & Q2_INCOMPAT_CORRUPT))
         return error_set(error, "qcow2: Image is corrupt; cannot be opened read/write");
-    if (writable && (h->incompat & Q2_INCOMPAT_DIRTY))
-        return error_set(error, "qcow2: Image is marked dirty (lazy refcounts after a crash); cannot be opened "
-                                "read/write before 'qemu-img check -r all' has repaired it");
     return true;
 }
 
@@ -372,6 +369,21 @@ int q2_co_set_incompat(Qcow2 *q, uint64_t incompat)
     ret = q2_co_header_patch(q, Q2_H_INCOMPAT, field, sizeof(field));
     if (ret == 0)
         ret = q2_co_barrier(q, "incompat");
+    if (ret == 0)
+        q->header.incompat = incompat;
+    return ret;
+}
+
+int q2_co_set_dirty(Qcow2 *q, bool dirty)
+{
+    uint64_t bit = Q2_INCOMPAT_DIRTY, incompat = dirty ? q->header.incompat | bit : q->header.incompat & ~bit;
+    uint8_t field[8];
+    int ret;
+
+    if (incompat == q->header.incompat)
+        return 0;
+    store_be64(field, incompat);
+    ret = q2_co_header_patch(q, Q2_H_INCOMPAT, field, sizeof(field));
     if (ret == 0)
         q->header.incompat = incompat;
     return ret;

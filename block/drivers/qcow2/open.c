@@ -91,24 +91,61 @@ static void clean_timer_fire(void *opaque)
     timer_arm(&q->clean_timer, loop_now(q->node->loop, LOOP_CLOCK_REAL) + q->clean_interval);
 }
 
+static void release_tables(Qcow2 *q)
+{
+    table_cache_free(&q->l2);
+    table_cache_free(&q->rb);
+    q2_refcount_free(q);
+    g_clear_pointer(&q->l1, g_free);
+    g_clear_pointer(&q->l1_dirty, g_free);
+    q2_snapshots_free(q);
+}
+
 static void release(Qcow2 *q)
 {
     if (q->clean_timer.loop)
         timer_cancel(&q->clean_timer);
-    table_cache_free(&q->l2);
-    table_cache_free(&q->rb);
+    release_tables(q);
     q2_crypt_close(q);
     q2_meta_free(q);
     q2_bitmaps_free(q);
-    q2_refcount_free(q);
-    g_clear_pointer(&q->l1, g_free);
-    g_clear_pointer(&q->l1_dirty, g_free);
     g_clear_pointer(&q->dropped.items, g_free);
     g_clear_pointer(&q->committing.items, g_free);
     g_clear_pointer(&q->written.items, g_free);
     g_clear_pointer(&q->grace.items, g_free);
-    q2_snapshots_free(q);
     q2_header_free(&q->header);
+}
+
+/* An image that was not closed and whose refcounts may be late is repaired before anybody writes to it. */
+static bool open_co_repair(Qcow2 *q, GError **error)
+{
+    const CheckOptions options = {.fix = CHECK_FIX_LEAKS | CHECK_FIX_ERRORS};
+    CheckResult result = {0};
+
+    if (!node_writable(q->node) || !(q->header.incompat & Q2_INCOMPAT_DIRTY))
+        return true;
+    if (!q2_co_check(q->node->file, &options, &result, error)) {
+        g_prefix_error(error, "Could not repair dirty image: ");
+        return false;
+    }
+    if (result.corruptions || result.check_errors)
+        return error_set(error,
+                         "Could not repair dirty image: %" G_GUINT64_FORMAT
+                         " errors are left, which storage-daemon --check tells",
+                         result.corruptions + result.check_errors);
+    g_printerr("storage-daemon: qcow2 image of node '%s' was not closed and has been repaired: %" G_GUINT64_FORMAT
+               " leaked clusters, %" G_GUINT64_FORMAT " corruptions\n",
+               q->node->name, result.leaks_fixed, result.corruptions_fixed);
+    q2_header_free(&q->header);
+    return open_co_header(q, error);
+}
+
+/* Takes the dirty bit off when nothing is left to be written. */
+static int settle_co_clean(Qcow2 *q)
+{
+    int ret = q2_co_settle(q);
+
+    return ret == 0 ? q2_co_set_dirty(q, false) : ret;
 }
 
 /* The file that holds the data, where it is not the image's own. */
@@ -127,18 +164,37 @@ static bool open_co_data_file(Qcow2 *q, const BlockdevOptionsQcow2 *o, GError **
     return data != NULL;
 }
 
+/* Tables and caches, as the header says. */
+static bool open_co_tables(Qcow2 *q, GError **error)
+{
+    q->fresh_above = align_up(q->node->file->node->size, q->cluster_size);
+    return q2_l1_co_load(q, error) && q2_refcount_co_init(q, error) && q2_snapshots_co_load(q, error) &&
+           table_cache_init(&q->l2, &q2_l2_ops, q->node, q->l2_slice_size, q->l2_cache_tables, error) &&
+           table_cache_init(&q->rb, &q2_refblock_ops, q->node, (uint32_t)q->cluster_size, q->rb_cache_tables, error);
+}
+
+/* The node, open so far for reading, gets writers: a repair changes what it has in memory. */
+static bool reopen_co_repair(Qcow2 *q, GError **error)
+{
+    if (!(q->header.incompat & Q2_INCOMPAT_DIRTY))
+        return true;
+    if (!open_co_repair(q, error))
+        return false;
+    release_tables(q);
+    if (open_co_tables(q, error))
+        return true;
+    q->corrupt = true; /* of the node: without its tables it can answer nothing */
+    return false;
+}
+
 static bool open_co_image(Qcow2 *q, const BlockdevOptionsQcow2 *o, GError **error)
 {
-    if (!open_co_header(q, error))
+    if (!open_co_header(q, error) || !open_co_repair(q, error))
         return false;
     q2_set_geometry(q);
-    q->fresh_above = align_up(q->node->file->node->size, q->cluster_size);
     if (!check_not_truncated(q, error) || !q2_options_apply(q, o, error) || !open_co_data_file(q, o, error))
         return false;
-    if (!q2_meta_init(q, error) || !q2_l1_co_load(q, error) || !q2_refcount_co_init(q, error) ||
-        !q2_snapshots_co_load(q, error) ||
-        !table_cache_init(&q->l2, &q2_l2_ops, q->node, q->l2_slice_size, q->l2_cache_tables, error) ||
-        !table_cache_init(&q->rb, &q2_refblock_ops, q->node, (uint32_t)q->cluster_size, q->rb_cache_tables, error))
+    if (!q2_meta_init(q, error) || !open_co_tables(q, error))
         return false;
     if (!q2_bitmaps_co_load(q, error) || (node_writable(q->node) && !open_co_meta(q, error)))
         return false;
@@ -176,7 +232,7 @@ static void q2_co_close(Node *node)
         g_printerr("storage-daemon: warning: %s; as far as the image holds them they are inconsistent now\n",
                    error->message);
 
-    if (node_writable(node) && !q->corrupt && q2_co_settle(q) < 0)
+    if (node_writable(node) && !q->corrupt && settle_co_clean(q) < 0)
         g_printerr("storage-daemon: not all metadata of qcow2 node '%s' could be written; what its file lacks are "
                    "changes since the last flush\n",
                    node->name);
@@ -190,12 +246,12 @@ static bool q2_co_set_read_only(Node *node, bool read_only, GError **error)
 
     if (!read_only) {
         /* Writers need the set; it may stem from an earlier time of writing. */
-        if (!q2_header_check_use(&q->header, true, error) || !q2_meta_co_fill(q, error))
+        if (!q2_header_check_use(&q->header, true, error) || !reopen_co_repair(q, error) || !q2_meta_co_fill(q, error))
             return false;
     } else if (!q->corrupt) {
         if (!q2_bitmaps_co_store(q, error))
             return false;
-        ret = q2_co_settle(q);
+        ret = settle_co_clean(q);
         if (ret < 0)
             return error_set_errno(error, -ret, "Could not write the metadata of node '%s'", node->name);
     }

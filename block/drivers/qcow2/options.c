@@ -128,11 +128,9 @@ bool q2_options_apply(Qcow2 *q, const BlockdevOptionsQcow2 *o, GError **error)
 
     if (o->data_file && !q2_has_data_file(q))
         return error_set(error, "'data-file' can only be set for images with an external data file");
-    if (o->has_lazy_refcounts && o->lazy_refcounts)
-        return error_set(error, q->header.version < 3
-                                    ? "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level"
-                                    : "Parameter 'lazy-refcounts' may not be true: lazy refcount updates are not "
-                                      "supported");
+    q->lazy = o->has_lazy_refcounts ? o->lazy_refcounts : q->header.compat & Q2_COMPAT_LAZY_REFCOUNTS;
+    if (q->lazy && q->header.version < 3)
+        return error_set(error, "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level");
     if (interval < 0 || interval > UINT32_MAX)
         return error_set(error, "Cache clean interval too big");
     q->clean_interval = interval * INT64_C(1000000000);

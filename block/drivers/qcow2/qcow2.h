@@ -142,6 +142,8 @@ int q2_co_header_patch(Qcow2 *q, unsigned offset, const void *bytes, unsigned si
 int q2_co_header_switch(Qcow2 *q, unsigned offset, const void *old, const void *now, unsigned size, const char *site);
 /* Sets the feature bits in the image and in memory and makes them durable. Version 3 only. */
 int q2_co_set_incompat(Qcow2 *q, uint64_t incompat);
+/* The same for the dirty bit, without the barrier: what it vouches for, or no longer does, brings its own. */
+int q2_co_set_dirty(Qcow2 *q, bool dirty);
 
 /* ---- ext.c ------------------------------------------------------------------------------------------------------ */
 
@@ -536,6 +538,7 @@ struct Qcow2 {
 
     bool wrote; /* autoclear bits are dealt with */
     CoMutex first_write_lock;
+    bool lazy;     /* refcounts may be written late: the dirty bit says so (commit.c) */
     bool corrupt;  /* fatal damage was found: nothing goes any more */
     bool reported; /* damage was reported */
     bool unsure;   /* q2_co_header_switch() */

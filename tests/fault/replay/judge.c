@@ -226,9 +226,11 @@ static void repair_co_view(const Case *c, const View *view)
     node_co_unref(open_co_view(c, view, "repaired", VIEW_WRITE));
 }
 
-static bool needs_repair(const View *view)
+static bool needs_repair(const Case *c, const View *view)
 {
-    return view->format && strcmp(view->format, "qed") == 0;
+    const char *create = c->run->w->create;
+
+    return view->format && (!strcmp(view->format, "qed") || (create && strstr(create, "lazy_refcounts=on")));
 }
 
 /* Is it the one to look at: now, and with what the image says? */
@@ -257,7 +259,7 @@ static void judge_co_state(const Case *c, bool qemu)
             continue;
         judge_co_view(c, view);
         count(&c->tally->opened);
-        if (needs_repair(view)) {
+        if (needs_repair(c, view)) {
             repair_co_view(c, view);
             judge_co_view(c, view);
         }
