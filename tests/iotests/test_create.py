@@ -141,6 +141,29 @@ class Create(sd.Case):
         sd.check_image(path)
         self.assertTrue(all(e['present'] for e in sd.image_map(path)))
 
+    def test_growing_prepares_space(self):
+        path = self.node('i')
+        self.run_job({'driver': 'qcow2', 'file': 'i', 'size': sd.MIB + 512})
+        self.d.cmd('blockdev-add', driver='qcow2', node_name='q', file='i')
+
+        def truncate(mode, size):
+            return self.d.cmd('human-monitor-command', command_line=f'qemu-io q "truncate -m {mode} {size}"')
+
+        self.assertEqual('', truncate('metadata', 4 * sd.MIB))
+        self.assertLess(os.stat(path).st_blocks * 512, sd.MIB)
+        for mode, size in (('falloc', 8 * sd.MIB), ('full', 12 * sd.MIB)):
+            before = os.stat(path).st_blocks * 512
+            self.assertEqual('', truncate(mode, size))
+            self.assertGreaterEqual(os.stat(path).st_blocks * 512 - before, 4 * sd.MIB)
+        truncate('full', sd.MIB)  # refused
+        self.assertEqual(12 * sd.MIB, self.d.node('q')['image']['virtual-size'])
+        self.d.shutdown()
+        sd.check_image(path)
+        sd.qemu_io(path, f'read -P 0 0 {12 * sd.MIB}', readonly=True)
+        here = [(e['start'], e['present']) for e in sd.image_map(path)]
+        self.assertEqual((0, False), here[0])
+        self.assertTrue(all(present == (start >= sd.MIB + 65536) for start, present in here))
+
     def test_inline_nodes(self):
         """The job opens what the options describe, and closes it again."""
         self.run_job({'driver': 'file', 'filename': self.path('i'), 'size': 0})

@@ -237,8 +237,9 @@ static void resize_co_random(void)
 {
     g_autoptr(GError) error = NULL;
     uint64_t least = cfg->qed ? size : 512, old = size, want = least + 512 * rnd((MAX_SIZE - least) / 512 + 1);
+    PreallocMode mode = !cfg->qed && want > size ? (PreallocMode)rnd(PREALLOC_MODE__MAX) : PREALLOC_MODE_OFF;
 
-    if (!port_co_truncate(port, want, true, PREALLOC_MODE_OFF, 0, &error))
+    if (!port_co_truncate(port, want, true, mode, 0, &error))
         fail_msg("%s: resize from %" G_GUINT64_FORMAT " to %" G_GUINT64_FORMAT ": %s", cfg->name, old, want,
                  error->message);
     if (want < old)
@@ -508,6 +509,25 @@ static const Config configs[] = {
      .sub = 512,
      .ops = 200,
      .align = 4096},
+    {.name = "ours, 16k, 64 bits, preallocated",
+     .ours = {.cluster_size = 16384, .refcount_bits = 64, .preallocation = PREALLOC_MODE_METADATA},
+     .size = 4 * MIB + 512,
+     .cluster = 16384,
+     .ops = 200},
+    {.name = "ours, extended_l2, 32k, zstd, backing, falloc",
+     .ours = {.cluster_size = 32768,
+              .extended_l2 = true,
+              .zstd = true,
+              .preallocation = PREALLOC_MODE_FALLOC,
+              .backing_file = "base",
+              .backing_format = "raw"},
+     .backing_format = "raw",
+     .backing_size = 3 * MIB + 512,
+     .size = 4 * MIB + 512,
+     .cluster = 32768,
+     .sub = 1024,
+     .ops = 200,
+     .options = SMALL},
     {.name = "qemu, data file",
      .create = "",
      .data = DATA_FILE,

@@ -116,7 +116,7 @@ bool q2_co_data_resize(Qcow2 *q, uint64_t old_size, uint64_t size, bool exact, G
     if (data->node->size < size || (data->node->size > size && (exact || size < old_size)))
         if (!child_co_truncate(data, size, exact && size > old_size, PREALLOC_MODE_OFF, 0, error))
             return false;
-    if (q2_is_raw(q) && stale > old_size)
+    if (q2_is_raw(q) && !q->crypt && stale > old_size)
         ret = q2_co_data_zero(q, old_size, old_size, stale - old_size, REQ_MAY_UNMAP);
     if (ret == 0)
         ret = q2_co_data_flush(q);

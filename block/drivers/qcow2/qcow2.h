@@ -430,6 +430,9 @@ int q2_co_pwrite_zeroes(Node *node, uint64_t offset, uint64_t bytes, ReqFlags fl
 int q2_co_pdiscard(Node *node, uint64_t offset, uint64_t bytes);
 int q2_co_block_status(Node *node, bool want_zero, uint64_t offset, uint64_t bytes, BlockStatus *ret);
 bool q2_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode prealloc, ReqFlags flags, GError **error);
+/* preallocate.c: gives the clusters their place that a disk gains that grows from @old_size to @size. The L1 table is
+ * large enough already; the size changes afterwards. */
+int q2_co_preallocate(Qcow2 *q, uint64_t old_size, uint64_t size, PreallocMode mode);
 /* rebase.c: the driver's co_change_backing. */
 bool q2_co_change_backing(Node *node, const char *file, const char *format, GError **error);
 bool q2_co_create(Graph *graph, const char *filename, Port *file, const CreateOptions *options, GError **error);

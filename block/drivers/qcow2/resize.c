@@ -3,9 +3,10 @@
  *
  * Growing: what the last cluster holds behind the old end is zeroed; a larger L1 table is made where needed (its
  * clusters' refcounts and its content durable, then the header's pointer to it, then the old one is freed); what the
- * tables have for the new part of the disk is dropped, and where a longer backing file would show, zeroes are put; all
- * that is durable before the size, which is last. Shrinking: first the size, then what lies behind it is let go of. All
- * of that is durable step by step, so a crash leaves the disk with the old or the new size, and leaks at worst.
+ * tables have for the new part of the disk is dropped, and where a longer backing file would show, zeroes are put; new
+ * clusters get their place where that is asked for (preallocate.c); all that is durable before the size, which is last.
+ * Shrinking: first the size, then what lies behind it is let go of. All of that is durable step by step, so a crash
+ * leaves the disk with the old or the new size, and leaks at worst.
  */
 #include "block/drivers/qcow2/event.h"
 #include "block/util/iovec.h"
@@ -160,7 +161,7 @@ static int grow_co_clear(Qcow2 *q, uint64_t size)
     return q2_co_zero(q, gc, end - gc);
 }
 
-static int resize_co_grow(Qcow2 *q, uint64_t size, uint64_t l1_need)
+static int resize_co_grow(Qcow2 *q, uint64_t size, uint64_t l1_need, PreallocMode prealloc)
 {
     int ret = grow_co_zero_tail(q, size);
 
@@ -168,6 +169,8 @@ static int resize_co_grow(Qcow2 *q, uint64_t size, uint64_t l1_need)
         ret = l1_co_grow(q, l1_need);
     if (ret == 0 && !q2_is_raw(q))
         ret = grow_co_clear(q, size);
+    if (ret == 0 && prealloc != PREALLOC_MODE_OFF)
+        ret = q2_co_preallocate(q, q->header.size, size, prealloc);
     return ret == 0 ? resize_co_set_size(q, size) : ret;
 }
 
@@ -209,9 +212,10 @@ bool q2_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode prealloc
     uint64_t old_size = q->header.size;
     int ret;
 
-    if (prealloc != PREALLOC_MODE_OFF)
-        return error_set(error, "Preallocation mode '%s' is not supported when a qcow2 image is resized",
-                         qapi_PreallocMode_str(prealloc));
+    if (prealloc != PREALLOC_MODE_OFF && size < old_size)
+        return error_set(error, "Preallocation can't be used for shrinking an image");
+    if (prealloc == PREALLOC_MODE_OFF && q2_is_raw(q))
+        prealloc = PREALLOC_MODE_METADATA; /* as it has been from the start */
     if (!is_aligned(size, 512))
         return error_set(error, "The new size must be a multiple of 512");
     if (q->corrupt)
@@ -229,7 +233,7 @@ bool q2_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode prealloc
     if (ret == 0 && size > old_size && !q2_co_data_resize(q, old_size, size, exact, error))
         return false;
     if (ret == 0 && size > old_size)
-        ret = resize_co_grow(q, size, l1_need);
+        ret = resize_co_grow(q, size, l1_need, prealloc);
     else if (ret == 0 && size < old_size)
         ret = resize_co_shrink(q, size, l1_need);
     if (ret < 0)
