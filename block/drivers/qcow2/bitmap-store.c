@@ -142,7 +142,8 @@ static int store_co_table(Store *s, Q2Bitmap *b)
 static int store_co_bits(Store *s, const Bitmap *bitmap)
 {
     Qcow2 *q = s->q;
-    g_autoptr(HBitmap) bits = bitmap_all_bits(bitmap);
+    g_autoptr(HBitmap) both = bitmap->successor ? bitmap_all_bits(bitmap) : NULL;
+    const HBitmap *bits = bitmap->successor ? both : bitmap->bits;
     Q2Bitmap *b = g_new0(Q2Bitmap, 1);
     uint64_t per_cluster = q->cluster_size * 8 * bitmap->granularity, from = 0;
     int ret = 0;
