@@ -137,6 +137,7 @@ struct Node {
     bool probed;             /* the format was guessed (raw then refuses writes that would look like another) */
     bool implicit;           /* a filter that a job inserted without a name: queries skip it */
     bool monitor_owned;      /* blockdev-add made it, blockdev-del takes it */
+    bool reopening;          /* between read-only and writable, or the way back: nobody may become a writer */
     bool partial;            /* being opened or closed: its name is taken, but names and queries do not lead to it */
     bool backing_expected; /* an image names a backing file and was opened without: it may come later (format/backing.h)
                             */

@@ -140,7 +140,7 @@ static bool node_prepare(PermUndo *undo, Node *node, GError **error)
 
     if (!node_sum(undo, node, &perm, &shared, error))
         return false;
-    if ((perm & (PERM_WRITE | PERM_WRITE_UNCHANGED)) && !node_writable(node))
+    if ((perm & (PERM_WRITE | PERM_WRITE_UNCHANGED)) && (!node_writable(node) || node->reopening))
         return error_set(error, "Block node is read-only (node '%s')", node->name);
     if (perm != node->cum_perm || shared != node->cum_shared) {
         if (node->drv->check_perm && !node->drv->check_perm(node, perm, shared, error))

@@ -1,5 +1,6 @@
 /*
- * Read-only to writable and back. Drained, so that no request sees the way between.
+ * Read-only to writable and back. Drained, so that no request sees the way between; and nobody becomes a writer until
+ * the drivers, which may yield, have agreed, so that the way back is open.
  */
 #include "block/graph/reopen.h"
 #include "block/graph/driver.h"
@@ -44,7 +45,7 @@ static bool node_co_make_writable(Node *node, GError **error)
         return true;
     set_flags(node, true);
     if (!node_co_refresh_perms(node, NULL))
-        g_assert_not_reached(); /* asks for less than before */
+        g_assert_not_reached(); /* asks for less than before, and nobody has become a writer */
     return false;
 }
 
@@ -77,7 +78,15 @@ bool node_co_set_read_only(Node *node, bool read_only, GError **error)
         return false;
     }
     node_co_drained_begin(node);
-    ok = read_only ? node_co_make_read_only(node, error) : node_co_make_writable(node, error);
+    if (node->flags.read_only == read_only) { /* somebody else was at it while we waited */
+        ok = true;
+    } else if (node->reopening) {
+        ok = error_set(error, "Node '%s' is being reopened", node->name);
+    } else {
+        node->reopening = true;
+        ok = read_only ? node_co_make_read_only(node, error) : node_co_make_writable(node, error);
+        node->reopening = false;
+    }
     node_drained_end(node);
     node_co_unref(node);
     return ok;

@@ -154,6 +154,12 @@ static bool fake_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode
     return true;
 }
 
+static bool fake_co_set_read_only(Node *node, bool read_only, GError **error)
+{
+    fake_co_gate(fake_of(node));
+    return !fake_of(node)->refuse_reopen || error_set(error, "fake '%s' stays as it is", node->name);
+}
+
 static void fake_co_close(Node *node)
 {
     g_free(fake_of(node)->data);
@@ -164,7 +170,8 @@ static void fake_co_close(Node *node)
     .state_size = sizeof(Fake), .co_close = fake_co_close, .co_preadv = fake_co_preadv, .co_pwritev = fake_co_pwritev, \
     .co_pwrite_zeroes = fake_co_pwrite_zeroes, .co_pdiscard = fake_co_pdiscard,                                        \
     .co_block_status = fake_co_block_status, .check_perm = fake_check_perm, .set_perm = fake_set_perm,                 \
-    .abort_perm = fake_abort_perm, .co_getlength = fake_co_getlength, .co_truncate = fake_co_truncate
+    .abort_perm = fake_abort_perm, .co_getlength = fake_co_getlength, .co_truncate = fake_co_truncate,                 \
+    .co_set_read_only = fake_co_set_read_only
 
 static const Driver driver_fake = {
     .name = "fake", .is_protocol = true, FAKE_CALLBACKS, .co_flush_to_disk = fake_co_flush_to_disk};

@@ -21,6 +21,7 @@ typedef struct Fake {
     int fail_flush;
     bool zeroes_native; /* write-zeroes and discard work, else -ENOTSUP */
     bool refuse_perm;   /* check_perm refuses */
+    bool refuse_reopen; /* co_set_read_only refuses, after it was held */
     int perm_prepared, perm_set, perm_aborted;
     bool (*allocated)(uint64_t offset); /* for block status, per 512 bytes; NULL: all */
 } Fake;
