@@ -281,6 +281,8 @@ static void client_co_admit(NbdClient *client, size_t bytes)
 /* Bytes of memory that the request takes. */
 static size_t request_bytes(uint16_t type, uint32_t len)
 {
+    if (type == NBD_CMD_CACHE)
+        return MIN(MAX(len, 1), NBD_CACHE_STEP);
     return (type == NBD_CMD_READ || type == NBD_CMD_WRITE) && len <= NBD_MAX_PAYLOAD ? len : 0;
 }
 

@@ -23,6 +23,7 @@ typedef struct NbdInBuf NbdInBuf;
 
 /* One client's requests that are not answered yet: their number, and the bytes of their buffers. */
 #define NBD_MAX_REQUESTS     128
+#define NBD_CACHE_STEP       (1u << 20) /* how much of a NBD_CMD_CACHE is read at a time */
 #define NBD_MAX_CLIENT_BYTES (16u << 20)
 /* All clients' together: above it, each client gets one request at a time. */
 #define NBD_MAX_SERVER_BYTES (512u << 20)

@@ -13,8 +13,6 @@
 #define HOLE_MIN (4u * 1024)
 /* Chunks of one answer; the last one takes the rest as data. */
 #define SPARSE_CHUNKS 32
-/* How much of a NBD_CMD_CACHE is read at a time. */
-#define CACHE_STEP (1024u * 1024)
 
 /* The errors that the protocol knows. */
 static uint32_t nbd_error_of(int ret)
@@ -222,10 +220,10 @@ static int request_co_cache(NbdReq *req)
     uint64_t offset = req->offset, end = req->offset + req->len;
     int ret = 0;
 
-    if (!nbd_req_alloc(req, MIN(MAX(req->len, 1), CACHE_STEP)))
+    if (!nbd_req_alloc(req, MIN(MAX(req->len, 1), NBD_CACHE_STEP)))
         return -ENOMEM;
     while (offset < end && ret == 0) {
-        uint64_t n = u64_min(end - offset, CACHE_STEP);
+        uint64_t n = u64_min(end - offset, NBD_CACHE_STEP);
 
         ret = port_co_pread(req_port(req), offset, n, req->buf, 0);
         offset += n;

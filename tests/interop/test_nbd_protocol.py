@@ -545,6 +545,19 @@ class Limits(sd.Case):
         for r in (second, third):
             r.sock.close()
 
+    def test_memory_of_cache_requests(self):
+        """What is read for the cache takes memory as reads do: 16 requests of 1 MiB at a time, not 128."""
+        d = self.daemon('--blockdev', 'null-co,node-name=n,size=1073741824,latency-ns=150000000')
+        path = self.path('nbd')
+        d.cmd('nbd-server-start', addr={'type': 'unix', 'data': {'path': path}})
+        d.cmd('block-export-add', type='nbd', id='e', node_name='n', name='disk')
+        r = Raw(path).go()
+        begin = time.monotonic()
+        sent = [r.send_request(CACHE, i << 20, 1 << 20) for i in range(128)]
+        self.assertEqual({c: 0 for c in sent}, {c: e for c, e, _ in (r.reply() for _ in sent)})
+        self.assertGreaterEqual(time.monotonic() - begin, 8 * 0.15)
+        r.sock.close()
+
     def test_idle_clients_are_cheap(self):
         d = self.daemon('--blockdev', 'null-co,node-name=n,size=1048576,read-zeroes=on')
         path = self.path('nbd')
