@@ -48,11 +48,11 @@ const Workload workloads[] = {
     {.name = "512, 64 bits, refcount table grows",
      .format = "qcow2",
      .create = "-o cluster_size=512,refcount_bits=64",
-     .then = "qemu-io -f qcow2 file -c 'write -P 0 0 1850k'", /* full, but for a few clusters */
+     .then = "qemu-io -f qcow2 file -c 'write -P 0 0 1950k'", /* full, but for a few clusters */
      .size = 2560 * KIB,
      .cluster = 512,
      .mix = &much,
-     .longest = 32 * KIB,
+     .longest = 64 * KIB,
      .ops = 25},
     {.name = "512, compat 0.10",
      .format = "qcow2",
