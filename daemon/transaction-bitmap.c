@@ -23,12 +23,10 @@ static Graph *graph_of(const BitmapAction *a)
  * that an image holds, is marked there as in use first. */
 static bool bitmap_co_expect(Action *action, const char *node, const char *name, GError **error)
 {
-    Bitmap *bitmap;
+    bool comes = transaction_adds_bitmap(action, name);
+    Bitmap *bitmap = bitmap_lookup(action->txn->daemon->graph, node, name, NULL, comes ? NULL : error);
 
-    if (transaction_adds_bitmap(action, name))
-        return true;
-    bitmap = bitmap_lookup(action->txn->daemon->graph, node, name, NULL, error);
-    return bitmap && bitmap_co_touch(bitmap, error);
+    return bitmap ? bitmap_co_touch(bitmap, error) : comes;
 }
 
 static bool existing_co_open(Action *action, GError **error)
@@ -100,11 +98,9 @@ static bool find_bitmap(BitmapAction *a, unsigned refuse, GError **error)
 static bool remove_co_open(Action *action, GError **error)
 {
     BitmapAction *a = (BitmapAction *)action;
-    const BlockDirtyBitmap *arg = action->arg;
+    bool comes = transaction_adds_bitmap(action, ((const BlockDirtyBitmap *)action->arg)->name);
 
-    if (transaction_adds_bitmap(action, arg->name))
-        return true;
-    return find_bitmap(a, REMOVE_REFUSE, error) && bitmap_co_forget(a->bitmap, error);
+    return find_bitmap(a, REMOVE_REFUSE, comes ? NULL : error) ? bitmap_co_forget(a->bitmap, error) : comes;
 }
 
 static bool remove_co_prepare(Action *action, GError **error)

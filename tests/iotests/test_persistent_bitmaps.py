@@ -438,6 +438,19 @@ class Transactions(Persistent):
         self.assertEqual([(0, 65536), (sd.MIB, 65536)], peer_extents(self.image, 'c'))
         sd.check_image(self.image)
 
+    def test_one_of_the_same_name_elsewhere(self):
+        """That the transaction adds one of that name to another node must not hide the one that is to go."""
+        self.create()
+        sd.qemu_img('bitmap', '--add', self.image, 'b')
+        d = self.start()
+        self.node(d, 'raw', sd.create_image(self.path('raw'), 'raw', SIZE))
+        self.actions(d, ('block-dirty-bitmap-add', {'node': 'raw', 'name': 'b'}),
+                     ('block-dirty-bitmap-remove', {'node': NAME, 'name': 'b'}))
+        self.assertIsNone(d.bitmap(NAME, 'b'))
+        self.assertTrue(d.bitmap('raw', 'b'))
+        d.kill(self.image)
+        self.assertEqual({}, self.stored())
+
     def test_merge_from_another_image(self):
         self.create()
         other = sd.create_image(self.path('o.qcow2'), 'qcow2', SIZE)

@@ -300,10 +300,15 @@ static bool store_co_end(Store *s, bool ok, GError **error)
 
 static bool is_changed(const Qcow2 *q)
 {
-    for (GList *l = q->node->bitmaps.head; l; l = l->next)
-        if (((const Bitmap *)l->data)->persistent && (q->wrote || ((const Bitmap *)l->data)->unsaved))
-            return true;
-    return false;
+    bool unsaved = false;
+    guint n = 0;
+
+    for (GList *l = q->node->bitmaps.head; l; l = l->next) {
+        const Bitmap *bitmap = l->data;
+        n += bitmap->persistent;
+        unsaved |= bitmap->persistent && bitmap->unsaved;
+    }
+    return unsaved || n != q->stored->len || (n && q->wrote);
 }
 
 /* Step 1 for one bitmap of the node. */
