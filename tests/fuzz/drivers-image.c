@@ -1,11 +1,13 @@
 /*
  * A qcow2 or qed image from somebody else: the input is the whole file, in memory, and what is done to it
  * (image-mutate.h). It is opened without its backing file, read, asked about, written to in every way, resized, opened
- * again, and closed. Whatever it is, that ends, within bounds, and a qcow2 image that was found damaged is not written
- * to again.
+ * again, checked, repaired, and closed. Whatever it is, that ends, within bounds; a qcow2 image that was found damaged
+ * is not written to again; and one that the checker calls whole still is so at the end.
  */
+#include "block/graph/check.h"
 #include "block/graph/graph-int.h"
 #include "block/graph/port.h"
+#include "block/graph/snapshot.h"
 #include "block/graph/status.h"
 #include "block/util/bytes.h"
 #include "block/util/iovec.h"
@@ -116,6 +118,8 @@ enum {
     OP_REOPEN,
     OP_REOPEN_READ_ONLY,
     OP_REBASE,
+    OP_CHECK,
+    OP_SNAPSHOT,
     OP__MAX,
 };
 
@@ -142,13 +146,17 @@ static bool open_co_image(bool read_only, uint8_t options)
         ",'overlap-check':'%s'%s", options & OPTION_NO_OVERLAP_CHECK ? "none" : "all",
         options & OPTION_SMALL_CACHES ? ",'l2-cache-entry-size':512,'l2-cache-size':1024,'refcount-cache-size':8192"
                                       : "");
-    g_autofree char *text = g_strdup_printf("{'driver':'%s','node-name':'q','discard':'unmap','backing':null,"
-                                            "'read-only':%s,'file':{'driver':'null-co'}%s}",
-                                            qed ? "qed" : "qcow2", read_only ? "true" : "false", qed ? "" : qcow2);
+    g_autofree char *text =
+        g_strdup_printf("{'driver':'%s','node-name':'q','discard':'unmap','backing':null,"
+                        "'read-only':%s,'file':{'driver':'null-co'}%s%s}",
+                        qed ? "qed" : "qcow2", read_only ? "true" : "false", qed ? "" : qcow2,
+                        !qed && disk[7] > 2 && (disk[79] & 4) ? ",'data-file':{'driver':'null-co'}" : "");
     g_autoptr(JsonNode) json = json_parse(text, -1, NULL);
     g_autoptr(BlockdevOptions) o = qapi_decode_BlockdevOptions(json, NULL);
     g_autoptr(GError) error = NULL;
 
+    if (disk[7] < 3) /* has no bit to say that it is damaged */
+        damaged = false;
     node = node_co_open(graph, o, NULL, &error);
     g_assert((node == NULL) == (error != NULL));
     g_assert(!error || g_utf8_validate(error->message, -1, NULL));
@@ -166,6 +174,30 @@ static void close_co_image(void)
     node_co_unref(node);
     port = NULL;
     node = NULL;
+}
+
+/* Checks and maybe repairs the image, which nobody has open: is it whole now? */
+static bool check_co_image(unsigned fix)
+{
+    const Driver *drv = memcmp(disk, "QED", 4) == 0 ? &driver_qed : &driver_qcow2;
+    g_autoptr(JsonNode) json = json_parse("{'driver':'null-co'}", -1, NULL);
+    g_autoptr(BlockdevOptions) o = qapi_decode_BlockdevOptions(json, NULL);
+    const CheckOptions options = {.fix = fix};
+    g_autoptr(GError) error = NULL;
+    CheckResult result = {0};
+    Node *file = node_co_open(graph, o, NULL, NULL);
+    Port *on = port_co_new(graph, file, PERM_CONSISTENT_READ | (fix ? PERM_WRITE | PERM_RESIZE : 0), PERM_ALL, NULL,
+                           NULL, NULL);
+    bool ok;
+
+    on->writable = fix;
+    if (fix)
+        damaged = false;
+    ok = drv->co_check && drv->co_check(on->child, &options, &result, &error);
+    g_assert(!ok || !error);
+    port_co_free(on);
+    node_co_unref(file);
+    return ok && !result.corruptions && !result.check_errors;
 }
 
 /* Where an operation works: @place is a fraction of the disk; bits of @how: its length, and whether it is aligned. */
@@ -215,6 +247,19 @@ static void op_co_status(uint64_t offset, uint64_t bytes)
     }
 }
 
+static void op_co_snapshot(const uint8_t *op)
+{
+    char name[3] = {'s', (char)('0' + op[2] % 4), 0};
+    const SnapshotNew create = {.name = name, .date_ns = op[1] * INT64_C(1000000007)};
+
+    if (op[3] % 4 == 0)
+        node_co_snapshot_delete(node, NULL, name, NULL);
+    else if (op[3] % 4 == 1)
+        node_co_snapshot_apply(node, NULL, name, NULL);
+    else
+        node_co_snapshot_create(node, &create, NULL);
+}
+
 /* False: the image could not be opened any more. */
 static bool op_co_run(const uint8_t *op, uint8_t options)
 {
@@ -255,8 +300,6 @@ static bool op_co_run(const uint8_t *op, uint8_t options)
         if (++opened > OPENS_MAX)
             break;
         close_co_image();
-        if (disk[7] < 3) /* has no bit to say that it is damaged */
-            damaged = false;
         if (!open_co_image(what == OP_REOPEN_READ_ONLY, options))
             return false;
         port->writable = what == OP_REOPEN;
@@ -265,6 +308,20 @@ static bool op_co_run(const uint8_t *op, uint8_t options)
         if (!damaged)
             node->drv->co_change_backing(node, op[3] & 1 ? "base" : NULL, op[3] & 2 ? "raw" : NULL, NULL);
         break;
+    case OP_CHECK:
+        if (++opened > OPENS_MAX)
+            break;
+        close_co_image();
+        if (check_co_image(op[3] & (CHECK_FIX_LEAKS | CHECK_FIX_ERRORS)) && op[3] & CHECK_FIX_ERRORS)
+            g_assert(check_co_image(0)); /* what was repaired stays so */
+        if (!open_co_image(false, options))
+            return false;
+        port->writable = true;
+        break;
+    case OP_SNAPSHOT:
+        if (!damaged && node->drv == &driver_qcow2)
+            op_co_snapshot(op);
+        break;
     }
     return true;
 }
@@ -272,6 +329,8 @@ static bool op_co_run(const uint8_t *op, uint8_t options)
 static void fuzz_co_entry(void *opaque)
 {
     const FuzzInput *in = opaque;
+    /* With a data file, the same memory is that, too. */
+    bool whole = check_co_image(0) && !(disk[7] > 2 && (disk[79] & 4));
 
     if (open_co_image(in->options & OPTION_READ_ONLY_FIRST, in->options)) {
         port->writable = !(in->options & OPTION_READ_ONLY_FIRST);
@@ -280,6 +339,7 @@ static void fuzz_co_entry(void *opaque)
         if (node)
             close_co_image();
     }
+    g_assert(!whole || check_co_image(0)); /* nothing that is done breaks what was whole */
     loop_stop(loop);
 }
 
