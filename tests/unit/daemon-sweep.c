@@ -89,6 +89,8 @@ static const Layout layouts[] = {
     {"4k", "qcow2", "-o cluster_size=4k", "", 4 * KIB},
     {"512", "qcow2", "-o cluster_size=512,refcount_bits=64", SMALL, 512},
     {"v2", "qcow2", "-o cluster_size=1k,compat=0.10", "", KIB},
+    {"lazy", "qcow2", "-o cluster_size=2k,lazy_refcounts=on", "", 2 * KIB},
+    {"extl2", "qcow2", "-o cluster_size=16k,extended_l2=on", "", 16 * KIB},
     {"qed", "qed", "-o cluster_size=4k,table_size=2", "", 4 * KIB},
 };
 
@@ -107,7 +109,8 @@ static struct {
     gsize len;
 } templates[G_N_ELEMENTS(files)];
 
-static uint8_t before[2 * SIZE], after[2 * SIZE]; /* what the disk read at first, and what it should read now */
+static uint8_t at_first[SIZE];                    /* what the template reads */
+static uint8_t before[2 * SIZE], after[2 * SIZE]; /* what the disk read before the operation, and what it should read */
 static uint64_t size_before, size_after;
 
 static void put_files(void)
@@ -120,7 +123,8 @@ static void put_files(void)
             unlink(path);
     }
     memset(after, 0, sizeof(after));
-    memcpy(after, before, SIZE);
+    memcpy(before, at_first, SIZE);
+    memcpy(after, at_first, SIZE);
     size_before = size_after = SIZE;
 }
 
@@ -234,9 +238,7 @@ static bool nothing_co_prepare(void)
 
 static bool op_co_open(void)
 {
-    bool ok = top_co_open("") && do_co_read();
-
-    return ok;
+    return top_co_open("") && do_co_read();
 }
 
 static bool op_co_write_allocating(void)
@@ -256,7 +258,7 @@ static bool op_co_write_cow(void)
 
 static bool op_co_write_over_packed(void)
 {
-    return do_co_write(200 * KIB + 512, 512, 0xc3, 0) && do_co_flush();
+    return do_co_write(208 * KIB + 512, 512, 0xc3, 0) && do_co_flush();
 }
 
 static bool op_co_write_fua(void)
@@ -298,7 +300,7 @@ static bool prepare_co_dirty(void)
 static bool op_co_compressed(void)
 {
     return do_co_write(64 * KIB, layout->cluster, 0xf1, REQ_WRITE_COMPRESSED) &&
-           do_co_write(72 * KIB, layout->cluster, 0xf2, REQ_WRITE_COMPRESSED) && do_co_flush();
+           do_co_write(80 * KIB, layout->cluster, 0xf2, REQ_WRITE_COMPRESSED) && do_co_flush();
 }
 
 static bool do_co_truncate(uint64_t size, PreallocMode prealloc)
@@ -448,6 +450,34 @@ static bool op_co_bitmap_store(void)
     return ok;
 }
 
+static bool op_co_internal_snapshot(void)
+{
+    return qmp_co_do("blockdev-snapshot-internal-sync", "{'device':'top','name':'two'}") &&
+           do_co_write(4 * KIB, 6000, 0x41, 0) && do_co_flush() &&
+           qmp_co_do("blockdev-snapshot-delete-internal-sync", "{'device':'top','name':'two'}");
+}
+
+static bool op_co_snapshot_delete(void)
+{
+    return qmp_co_do("blockdev-snapshot-delete-internal-sync", "{'device':'top','name':'one'}") &&
+           do_co_write(4 * KIB, 6000, 0x42, 0) && do_co_flush();
+}
+
+static bool prepare_co_snapshot(void)
+{
+    bool ok = top_co_open("") && qmp_co_do("blockdev-snapshot-internal-sync", "{'device':'top','name':'one'}") &&
+              do_co_write(4 * KIB, 6000, 0x43, 0) && do_co_flush();
+
+    memcpy(before, after, SIZE);
+    return ok;
+}
+
+static bool op_co_snapshot_apply(void)
+{
+    memcpy(after, at_first, SIZE);
+    return qmp_co_do("blockdev-snapshot-apply-internal-sync", "{'device':'top','name':'one'}");
+}
+
 static bool op_co_export(void)
 {
     bool ok = qmp_co_do("nbd-server-start", "{'addr':{'type':'unix','data':{'path':'%s/nbd'}}}", folder) &&
@@ -509,6 +539,9 @@ static const Op ops[] = {
     OP("create", nothing_co_prepare, op_co_create),
     OP("bitmap", NULL, op_co_bitmap, .once = true, .only_v3 = true),
     OP("bitmap stored at the end", NULL, op_co_bitmap_store, .once = true, .only_v3 = true),
+    OP("internal snapshot", NULL, op_co_internal_snapshot, .once = true, .not_qed = true),
+    OP("internal snapshot, delete", prepare_co_snapshot, op_co_snapshot_delete, .once = true, .not_qed = true),
+    OP("internal snapshot, apply", prepare_co_snapshot, op_co_snapshot_apply, .once = true, .not_qed = true),
     OP("export", NULL, op_co_export),
 };
 
@@ -557,7 +590,7 @@ static void judge(const char *name, bool clean)
         return;
     states++;
     if (every == 0)
-        every = g_getenv("SD_JUDGE") ? (unsigned)atoi(g_getenv("SD_JUDGE")) : 2;
+        every = g_getenv("SD_JUDGE") ? (unsigned)atoi(g_getenv("SD_JUDGE")) : 4;
     if (states % every)
         return;
     judged++;
@@ -654,7 +687,7 @@ static void make_templates(void)
     shell_must(1,
                "qemu-io -f %s -c 'write -q -P 0x21 0 20k' -c 'write -q -P 0x22 96k 8k' %s top && "
                "qemu-img convert -O raw top raw",
-               f, is_qed() ? "" : "-c 'write -q -c -P 0x23 200k 4k' -c 'write -q -c -P 0x24 204k 4k'");
+               f, is_qed() ? "" : "-c 'write -q -c -P 0x23 208k 16k'");
     if (op->shows_target && strcmp(op->name, "snapshot") != 0)
         shell_must(1, "qemu-img create -q -f %s %s target 256k && qemu-io -f %s -c 'write -q -P 0xee 0 256k' target", f,
                    layout->create, f);
@@ -666,7 +699,7 @@ static void make_templates(void)
     g_autofree char *raw = in_folder("raw"), *data = NULL;
     gsize len;
     assert_true(g_file_get_contents(raw, &data, &len, NULL) && len == SIZE);
-    memcpy(before, data, SIZE);
+    memcpy(at_first, data, SIZE);
 }
 
 static void sweep_co_entry(void *opaque)
