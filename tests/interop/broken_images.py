@@ -794,6 +794,40 @@ def everything_at_once(i):
     i.put(i.l1 + 8, 8, 1 << 45)
 
 
+def make_all_qed(directory):
+    """The same for qed: yields (name, path)."""
+    path = os.path.join(directory, 'base.qed')
+    run('qemu-img', 'create', '-q', '-f', 'qed', path, '10M')
+    run('qemu-io', '-f', 'qed', '-c', 'write 0 1M', '-c', 'write 3M 200k', path)
+    sound = Image.read(path)
+    l1 = struct.unpack_from('<Q', sound.data, 40)[0]
+    l2 = struct.unpack_from('<Q', sound.data, l1)[0]
+    data = struct.unpack_from('<2Q', sound.data, l2)
+    breakages = {
+        'nothing': (), 'needs-check': ((16, 2),), 'data-shared': ((l2 + 8, data[0]),),
+        'data-unaligned': ((l2 + 8, data[1] + 512),), 'data-behind-the-end': ((l2 + 8, 1 << 40),),
+        'data-on-header': ((l2 + 8, 2),), 'data-on-l1': ((l2 + 8, l1),), 'l2-unaligned': ((l1, l2 + 512),),
+        'l2-shared': ((l1 + 8, l2),), 'l2-behind-the-end': ((l1, 1 << 40),), 'l2-on-l1': ((l1, l1),),
+        'needs-check-data-behind-the-end': ((16, 2), (l2 + 8, 1 << 40)), 'unknown-feature': ((16, 8),),
+        'l1-behind-the-end': ((40, 1 << 40),), 'no-data': ((l2, 0),),
+    }
+    for name, changes in breakages.items():
+        image = Image(sound.data)
+        for at, value in changes:
+            struct.pack_into('<Q', image.data, at, value)
+        yield name, save_as(image, directory, f'{name}.qed')
+    image = Image(sound.data + bytes(300 * 1024))
+    yield 'longer', save_as(image, directory, 'longer.qed')
+    image = Image(sound.data[:-65536])
+    yield 'cut', save_as(image, directory, 'cut.qed')
+
+
+def save_as(image, directory, name):
+    path = os.path.join(directory, name)
+    image.save(path)
+    return path
+
+
 def make_all(directory):
     """Makes all images; yields (name, path). The bases stay beside them."""
     bases = make_bases(directory)
@@ -802,9 +836,7 @@ def make_all(directory):
         for b in dict.fromkeys(on):
             image = Image(sound[b])
             function(image)
-            path = os.path.join(directory, f'{b}-{name}.qcow2')
-            image.save(path)
-            yield f'{b}-{name}', path
+            yield f'{b}-{name}', save_as(image, directory, f'{b}-{name}.qcow2')
 
 
 if __name__ == '__main__':

@@ -131,6 +131,24 @@ class Broken(sd.Case):
         self.each(judge)
 
 
+class Qed(sd.Case):
+    def test_verdicts_and_repair(self):
+        for name, path in broken_images.make_all_qed(self.dir):
+            with self.subTest(name):
+                mine, their = ours(path), theirs(path)
+                self.assertEqual(mine[:2], their[:2])
+                if mine[0] in (0, 1):
+                    continue
+                raw = path + '.raw'
+                was = content(path, raw)
+                mine = ours(path, '--repair', 'all')
+                self.assertEqual(mine[0], theirs(path)[0])
+                if was is not None:
+                    self.assertEqual(content(path, raw), was)
+                if 'shared' not in name and 'on-l1' not in name:
+                    self.assertIn(mine[0], (0, 3), 'nothing but leaks is left')
+
+
 class Cli(sd.Case):
     def setUp(self):
         super().setUp()

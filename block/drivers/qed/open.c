@@ -147,6 +147,7 @@ const Driver driver_qed = {
     .co_truncate = qed_co_truncate,
     .probe = qed_probe,
     .co_create = qed_co_create,
+    .co_check = qed_co_check,
     .co_change_backing = qed_co_change_backing,
     .get_info = qed_get_info,
 };

@@ -123,6 +123,8 @@ int qed_co_settle(Qed *q);
  * cut off. Then the flag that asked for this comes off. An image where two entries share a cluster is refused: no
  * repair can tell whose it is. The cache is empty. */
 bool qed_co_repair(Qed *q, GError **error);
+/* check-image.c: the driver's co_check. */
+bool qed_co_check(Child *file, const CheckOptions *options, CheckResult *result, GError **error);
 
 /* ---- io.c -------------------------------------------------------------------------------------------------------- */
 
