@@ -1,5 +1,5 @@
 /*
- * Guest data on its way to and from host clusters: the one place that reads, writes, zeroes and discards them.
+ * Guest data on its way to and from host clusters: the one place that reads, writes and zeroes them.
  *
  * Metadata goes to q->node->file; guest data goes to q->data, which is the same child unless the image has a data file
  * of its own. Every call names the guest offset as well as the host offset: what transforms data needs either.
@@ -52,11 +52,6 @@ int q2_co_data_zero(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, Req
     int ret = q->crypt ? -ENOTSUP : data_co_check(q, host, bytes); /* zeroes in the file are no zeroes */
 
     return ret < 0 ? ret : child_co_pwrite_zeroes(q->data, host, bytes, flags);
-}
-
-int q2_co_data_discard(Qcow2 *q, uint64_t host, uint64_t bytes)
-{
-    return child_co_pdiscard(q->data, host, bytes);
 }
 
 int q2_co_data_flush(Qcow2 *q)

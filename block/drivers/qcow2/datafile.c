@@ -28,7 +28,7 @@ void q2_co_data_unalloc(Qcow2 *q, const Q2Run *run)
         q2_co_unref(q, run->offset, run->n << q->cluster_bits, Q2_FREE_NEVER);
 }
 
-static bool may_give_back(const Qcow2 *q)
+bool q2_may_give_back(const Qcow2 *q)
 {
     return q->pass_discard[Q2_FREE_REQUEST] && q->data->node->flags.discard_unmap;
 }
@@ -37,7 +37,7 @@ void q2_co_data_drop(Qcow2 *q, uint64_t first, uint64_t n)
 {
     uint64_t offset = first << q->cluster_bits, bytes = n << q->cluster_bits;
 
-    if (!may_give_back(q) || offset >= q->data->node->size)
+    if (!q2_may_give_back(q) || offset >= q->data->node->size)
         return;
     /* Zeroes rather than a discard: after a crash the old entries may show what stands there. Space that cannot be
      * given back like that is kept. */
@@ -89,7 +89,7 @@ int q2_co_raw_zero(Qcow2 *q, uint64_t offset, uint64_t bytes, ReqFlags flags)
 
 int q2_co_raw_discard(Qcow2 *q, uint64_t offset, uint64_t bytes)
 {
-    while (bytes && may_give_back(q)) {
+    while (bytes && q2_may_give_back(q)) {
         Extent map;
         int ret = q2_co_map(q, offset, bytes, &map);
         if (ret == 0 && map.kind == Q2_NORMAL)

@@ -131,6 +131,9 @@ bool q2_options_apply(Qcow2 *q, const BlockdevOptionsQcow2 *o, GError **error)
     q->lazy = o->has_lazy_refcounts ? o->lazy_refcounts : q->header.compat & Q2_COMPAT_LAZY_REFCOUNTS;
     if (q->lazy && q->header.version < 3)
         return error_set(error, "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level");
+    if (o->has_discard_no_unref && o->discard_no_unref && q->header.version < 3)
+        return error_set(error, "discard-no-unref is only supported since qcow2 version 3");
+    q->discard_no_unref = o->has_discard_no_unref && o->discard_no_unref;
     if (interval < 0 || interval > UINT32_MAX)
         return error_set(error, "Cache clean interval too big");
     q->clean_interval = interval * INT64_C(1000000000);

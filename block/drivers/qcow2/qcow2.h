@@ -393,7 +393,6 @@ int q2_co_data_write(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, co
 int q2_co_data_copy(Qcow2 *q, uint64_t host, uint64_t bytes, Node *source, uint64_t source_offset);
 /* -ENOTSUP: zeroes have to be written out by q2_co_data_write(). */
 int q2_co_data_zero(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, ReqFlags flags);
-int q2_co_data_discard(Qcow2 *q, uint64_t host, uint64_t bytes);
 /* Makes what was written to another file than the image's durable. */
 int q2_co_data_flush(Qcow2 *q);
 /* The same for compressed data, which only lies in the image file. */
@@ -405,6 +404,8 @@ int q2_co_packed_store(Qcow2 *q, uint64_t host, uint64_t bytes, const void *buf)
 /* A place for guest clusters from @first on, as q2_co_alloc() with its @exact false, and giving it back unused. */
 int q2_co_data_alloc(Qcow2 *q, uint64_t first, uint64_t want, Q2Run *ret);
 void q2_co_data_unalloc(Qcow2 *q, const Q2Run *run);
+/* Do the options want the space of what a guest discards given back? */
+bool q2_may_give_back(const Qcow2 *q);
 /* For data files: the guest clusters have lost their data; gives the space back as far as the options want it. Reads
  * of the clusters as data give the old content or zeroes from here on. */
 void q2_co_data_drop(Qcow2 *q, uint64_t first, uint64_t n);
@@ -548,6 +549,7 @@ struct Qcow2 {
 
     /* options */
     bool pass_discard[Q2_FREE__MAX];
+    bool discard_no_unref;
     unsigned overlap_mask;
     uint64_t l2_cache_tables, rb_cache_tables;
     uint32_t l2_slice_size;

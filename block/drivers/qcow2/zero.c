@@ -6,6 +6,9 @@
  * entry says so, or because there is nothing below and never will be: an image that names a backing file and was opened
  * without it may get it later. A version 2 image, which has no zero entries, declines where that is not so.
  *
+ * With discard-no-unref, a cluster that is ours keeps its place when it is discarded, too, and reads as zeroes; its
+ * space is given back by zeroing it, at once.
+ *
  * With extended L2 entries all this goes subcluster by subcluster, and the host cluster is given back when the last of
  * its subclusters with data is let go of; without unmapping it stays. Of a compressed cluster only all can be zeroed.
  */
@@ -13,6 +16,12 @@
 
 typedef enum Fate { FATE_KEEP, FATE_PLAIN_ZERO, FATE_ZERO_ALLOC, FATE_NOTHING, FATE_CANNOT } Fate;
 typedef enum Why { WHY_ZERO, WHY_ZERO_UNMAP, WHY_DISCARD, WHY_DROP } Why;
+
+/* Does a cluster of ours stay where it is, to be written again? */
+static bool keeps_place(const Qcow2 *q, Why why)
+{
+    return why == WHY_ZERO || (q->discard_no_unref && why != WHY_DROP);
+}
 
 static Fate fate_of(const Qcow2 *q, uint64_t entry, uint64_t gc, Why why)
 {
@@ -28,9 +37,9 @@ static Fate fate_of(const Qcow2 *q, uint64_t entry, uint64_t gc, Why why)
             return why == WHY_DISCARD ? FATE_KEEP : FATE_CANNOT;
         return FATE_NOTHING;
     }
-    if (why == WHY_ZERO && kind == Q2_ZERO_ALLOC)
+    if (keeps_place(q, why) && kind == Q2_ZERO_ALLOC)
         return FATE_KEEP;
-    if (why == WHY_ZERO && kind == Q2_NORMAL && (entry & Q2_COPIED))
+    if (keeps_place(q, why) && kind == Q2_NORMAL && (entry & Q2_COPIED))
         return FATE_ZERO_ALLOC;
     return FATE_PLAIN_ZERO;
 }
@@ -79,7 +88,7 @@ static int change_subs(const Qcow2 *q, uint64_t gc, Why why, uint32_t mask, bool
     /* Without something below, only what shows data has to change. */
     zero |= below ? mask : mask & data;
     if (kind == Q2_NORMAL && !(data & ~mask) && (all || (data && !others)) &&
-        !(why == WHY_ZERO && (*entry & Q2_COPIED)))
+        !(keeps_place(q, why) && (*entry & Q2_COPIED)))
         *entry = 0; /* nothing is left in the cluster */
     *bitmap = (uint64_t)zero << 32 | (data & ~mask);
     return 0;
@@ -97,12 +106,38 @@ static int change_entry(const Qcow2 *q, uint64_t gc, uint64_t start, uint64_t en
     return change_subs(q, gc, why, mask, claim_find(q->claims, gc * q->subs, q->subs) != NULL, entry, bitmap);
 }
 
+/* Gives the space back of clusters that keep their place, or whose place is always the same. Claimed: nobody may write
+ * new data there before it is gone. */
+static void kept_co_give_back(Qcow2 *q, uint64_t u, uint64_t n)
+{
+    uint64_t offset = u << q->sub_bits, end = u64_min((u + n) << q->sub_bits, q->header.size);
+    uint64_t first = div_round_up(u, q->subs), after = (u + n) / q->subs;
+    Claim claim;
+
+    claim_begin(&q->claims, &claim, u, n);
+    if (q2_has_data_file(q)) {
+        if (after > first)
+            q2_co_data_drop(q, first, after - first);
+        offset = end;
+    }
+    while (offset < end && q2_may_give_back(q)) {
+        Extent map;
+        if (q2_co_map(q, offset, end - offset, &map) < 0)
+            break;
+        /* By zeroes: until the entries are durable, those show what stands there that called it data. */
+        if (map.kind == Q2_ZERO_ALLOC && (map.entry & Q2_COPIED))
+            q2_co_data_zero(q, offset, map.host, map.bytes, REQ_MAY_UNMAP | REQ_NO_FALLBACK);
+        offset += map.bytes;
+    }
+    claim_end(&q->claims, &claim);
+}
+
 /* Changes the entries of up to @n subclusters of the guest from @u on within one slice. */
 static int zero_co_slice(Qcow2 *q, uint64_t u, uint64_t n, Why why, uint64_t *done)
 {
     uint64_t gc = u / q->subs, end, clusters, entry, bitmap;
-    Claim *other, claim;
-    bool dropped = false;
+    Claim *other;
+    bool changed = false;
     CacheTable *table;
     uint8_t *data;
     unsigned i;
@@ -133,22 +168,15 @@ static int zero_co_slice(Qcow2 *q, uint64_t u, uint64_t n, Why why, uint64_t *do
     if (!data)
         return -ENOMEM;
     for (uint64_t k = 0; k < clusters; k++) {
-        uint64_t old = entry = q2_l2_entry(q, data, i + k);
-        bitmap = q2_l2_bitmap(q, data, i + k);
+        uint64_t old = entry = q2_l2_entry(q, data, i + k), old_bitmap = bitmap = q2_l2_bitmap(q, data, i + k);
         change_entry(q, gc + k, u, end, why, &entry, &bitmap);
-        if (entry != old && !(entry & q->place_mask)) {
+        changed |= entry != old || bitmap != old_bitmap;
+        if (entry != old && !(entry & q->place_mask))
             q2_free_entry_later(q, old, Q2_FREE_REQUEST);
-            dropped = true;
-        }
         q2_l2_set(q, data, i + k, entry, bitmap);
     }
-    if (dropped && q2_has_data_file(q) && why != WHY_DROP) {
-        uint64_t first = div_round_up(u, q->subs), after = end / q->subs;
-        claim_begin(&q->claims, &claim, u, n); /* until it is gone nobody writes new data to the same place */
-        if (after > first)
-            q2_co_data_drop(q, first, after - first);
-        claim_end(&q->claims, &claim);
-    }
+    if (changed && (why == WHY_DISCARD || why == WHY_ZERO_UNMAP) && (q2_has_data_file(q) || q->discard_no_unref))
+        kept_co_give_back(q, u, n);
     *done = n;
     return 0;
 }

@@ -88,7 +88,11 @@ void guest_co_resize(Run *run, uint64_t size)
     bool ok;
 
     g_assert(sectors <= run->room);
-    ok = run_co_cmd(run, "{'execute':'block_resize','arguments':{'node-name':'q','size':%" PRIu64 "}}", size);
+    if (sectors > run->sectors && strcmp(run->w->format, "qcow2") == 0 && rnd(2)) /* with its space prepared */
+        ok = port_co_set_perm(run->port, run->port->child->want_perm | PERM_RESIZE, PERM_ALL, NULL) &&
+             port_co_truncate(run->port, size, true, (PreallocMode)(1 + rnd(PREALLOC_MODE__MAX - 1)), 0, NULL);
+    else
+        ok = run_co_cmd(run, "{'execute':'block_resize','arguments':{'node-name':'q','size':%" PRIu64 "}}", size);
     complete(run, i, "resize", ok ? 0 : -EIO);
     for (uint64_t s = u64_min(sectors, run->sectors); s < run->room; s++) {
         run->now[s] = 0;
