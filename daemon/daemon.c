@@ -18,6 +18,7 @@ enum {
     COMMANDS_PATIENCE_MS = 1000, /* for commands that are being carried out, before they are cancelled */
     CANCEL_ROUNDS = 40,          /* how often, CANCEL_AGAIN_MS apart, before we leave without them */
     CANCEL_AGAIN_MS = 100,
+    SILENCE_MS = 10000,          /* of a server that requests wait for, before we leave without its answers */
     SESSIONS_PATIENCE_MS = 3000, /* for sessions to send what they have */
 };
 
@@ -94,9 +95,34 @@ static void daemon_co_end_commands(Daemon *d)
     }
 }
 
+/* While the program ends: servers that have been silent for SILENCE_MS are given up. */
+typedef struct Patience {
+    Daemon *daemon;
+    Timer timer;
+} Patience;
+
+static void patience_check(void *opaque)
+{
+    Patience *p = opaque;
+    int64_t now = loop_now(p->daemon->loop, LOOP_CLOCK_REAL);
+
+    graph_give_up(p->daemon->graph, now - SILENCE_MS * INT64_C(1000000));
+    timer_arm(&p->timer, now + CANCEL_AGAIN_MS * INT64_C(1000000));
+}
+
+static void patience_begin(Patience *p, Daemon *d)
+{
+    p->daemon = d;
+    timer_init(&p->timer, d->loop, LOOP_CLOCK_REAL, patience_check, p);
+    timer_arm(&p->timer, loop_now(d->loop, LOOP_CLOCK_REAL) + SILENCE_MS * INT64_C(1000000));
+}
+
 static void end_co_entry(void *opaque)
 {
     Daemon *d = opaque;
+    Patience patience;
+
+    patience_begin(&patience, d);
     chardevs_stop_waiting(d);
     daemon_co_cancel(d, &d->startup);
     /* From here on nobody new comes in. */
@@ -115,6 +141,7 @@ static void end_co_entry(void *opaque)
     hmp_io_release(d);
     hmp_io_co_finish(d);
     graph_co_close_all(d->graph);
+    timer_cancel(&patience.timer);
     d->closed = true;
     coqueue_wake_all(&d->on_closed);
     /* Quits in progress reply before the sessions are told. */

@@ -96,6 +96,11 @@ struct Driver {
     /* Fills in node->limits beyond what the graph merged from the children. NULL: nothing to add. Never yields. */
     void (*refresh_limits)(Node *node);
 
+    /* The program ends. Whoever has heard nothing from outside since @since (ns, LOOP_CLOCK_REAL) though it waits for
+     * something fails what is under way there, soon, and all that comes later. Never yields. NULL: nothing to give up.
+     */
+    void (*give_up)(Node *node, int64_t since);
+
     /* ---- permissions: LAW 4 ---- */
     /* What @node needs on @child (role @role) when its own parents together take @perm and share @shared. NULL: the
      * defaults of perm_default() (perm.h) for filters and formats. Must be a pure function. */

@@ -236,6 +236,9 @@ void graph_refuse_image_names(Graph *graph);
 Node *node_new_internal(Graph *graph, const Driver *drv, const char *name, const NodeFlags *flags, uint64_t size,
                         GError **error);
 
+/* Asks all drivers to give up on what has been silent since then: see Driver.give_up. */
+void graph_give_up(Graph *graph, int64_t since);
+
 /* Frees all devices and drops what blockdev-add holds: for the end of the process, after jobs and exports are gone. */
 void graph_co_close_all(Graph *graph);
 

@@ -316,6 +316,15 @@ Child *node_co_open_backing(Node *parent, const char *filename, const char *form
     return child;
 }
 
+void graph_give_up(Graph *graph, int64_t since)
+{
+    for (GList *l = graph->nodes.head; l; l = l->next) {
+        Node *node = l->data;
+        if (node->drv->give_up && !node->partial)
+            node->drv->give_up(node, since);
+    }
+}
+
 void graph_co_close_all(Graph *graph)
 {
     while (!g_queue_is_empty(&graph->devices))

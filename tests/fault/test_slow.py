@@ -1,5 +1,7 @@
 """Slow devices behind nbdkit's delay filter: what waits for one holds up nothing else."""
+import contextlib
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -13,7 +15,7 @@ class Slow(sd.Case):
     def slow_disk(self, size, *delays):
         """A memory disk behind nbdkit that takes its time: the options of a node on it."""
         path = self.path('slow')
-        p = subprocess.Popen(['nbdkit', '-f', '-U', path, '--filter=delay', 'memory', str(size), *delays],
+        p = subprocess.Popen(['nbdkit', '-f', '-U', path, '-P', self.path('pid'), '--filter=delay', 'memory', str(size), *delays],
                              stdin=subprocess.DEVNULL)
         self.addCleanup(p.wait)
         self.addCleanup(p.kill)  # it would wait for the daemon to leave
@@ -21,6 +23,27 @@ class Slow(sd.Case):
         while not os.path.exists(path) and time.monotonic() < deadline:
             time.sleep(0.01)
         return {'driver': 'nbd', 'server': {'type': 'unix', 'path': path}}
+
+    def test_the_end_does_not_wait_for_a_silent_server(self):
+        """A server that hangs takes a request and never answers: the daemon leaves without that."""
+        d = self.daemon()
+        d.cmd('blockdev-add', self.slow_disk(CLUSTER), node_name='n')
+        uri = d.export('n', writable=True)
+        with open(self.path('pid')) as f:
+            os.kill(int(f.read()), signal.SIGSTOP)
+
+        def write():
+            with contextlib.suppress(Exception), sd.nbd_connect(uri) as h:
+                h.pwrite(bytes(4096), 0)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        self.addCleanup(thread.join)
+        time.sleep(0.5)  # the write is on its way, or comes to a server that says nothing either
+        begin = time.monotonic()
+        d.terminate()
+        self.assertGreater(time.monotonic() - begin, 5)  # it did wait
+        self.assertIn("node 'n'", d.stderr())
 
     def test_backup_waits_for_a_client(self):
         """The last cluster is being copied on behalf of a client's write when the job has nothing else left to do."""

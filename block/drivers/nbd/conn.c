@@ -247,8 +247,10 @@ static void lost_connection(NbdState *s)
 
 static void serve_co_connection(NbdState *s)
 {
-    while (!s->closing && alive(s->h)) {
+    while (!s->closing && !s->abandoned && alive(s->h)) {
         int ret = step_co_wait(s, s->h);
+        if (ret >= 0)
+            s->progress = loop_now(s->node->loop, LOOP_CLOCK_REAL);
         if (ret < 0 && ret != -ECANCELED)
             break;
     }
@@ -258,11 +260,11 @@ static void connect_co_again(NbdState *s)
 {
     int64_t pause = RETRY_FIRST_NS;
 
-    while (!s->closing) {
+    while (!s->closing && !s->abandoned) {
         int64_t now = loop_now(s->node->loop, LOOP_CLOCK_REAL);
         NbdFacts facts;
         struct nbd_handle *h = attempt_co_by(s, now + NBDC_CONNECT_NS, &facts, NULL);
-        if (h && !s->closing && same_export(s, &facts)) {
+        if (h && !s->closing && !s->abandoned && same_export(s, &facts)) {
             s->h = h;
             s->gave_up = false;
             timer_cancel(&s->give_up);
@@ -270,7 +272,7 @@ static void connect_co_again(NbdState *s)
             return;
         }
         libnbd.close(h);
-        if (!s->closing)
+        if (!s->closing && !s->abandoned)
             aio_co_sleep_until(LOOP_CLOCK_REAL, loop_now(s->node->loop, LOOP_CLOCK_REAL) + pause);
         pause = MIN(2 * pause, RETRY_MAX_NS);
     }
@@ -281,6 +283,8 @@ static void pump_co_entry(void *opaque)
     NbdState *s = opaque;
 
     while (!s->closing) {
+        if (!s->h && s->abandoned)
+            break;
         if (!s->h) {
             connect_co_again(s);
             continue;
@@ -304,13 +308,26 @@ void nbdc_kick(NbdState *s)
 int nbdc_co_ready(NbdState *s)
 {
     while (!s->h || G_UNLIKELY(!alive(s->h))) {
-        if (s->closing || (!s->h && s->gave_up))
+        if (s->closing || s->abandoned || (!s->h && s->gave_up))
             return -EIO;
         if (s->h)
             nbdc_kick(s); /* the pump has not noticed yet */
         coqueue_co_wait(&s->waiting, NULL);
     }
     return 0;
+}
+
+void nbdc_give_up(Node *node, int64_t since)
+{
+    NbdState *s = node->state;
+
+    if (s->abandoned || s->progress > since || (s->h && !s->outstanding))
+        return;
+    s->abandoned = true;
+    s->reconnect_ns = 0;
+    give_up(s);
+    if (s->pump)
+        aio_cancel(s->pump); /* it sees to the rest */
 }
 
 /* ---- open and close --------------------------------------------------------------------------------------------- */

@@ -132,6 +132,7 @@ const Driver driver_nbd = {
     .is_protocol = true,
     .co_open = nbd_co_open,
     .co_close = nbd_co_close,
+    .give_up = nbdc_give_up,
     .co_set_read_only = nbd_co_set_read_only,
     .co_getlength = nbd_co_getlength,
     .refresh_limits = nbd_refresh_limits,

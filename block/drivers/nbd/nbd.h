@@ -39,7 +39,9 @@ typedef struct NbdState {
     Coroutine *pump;      /* NULL before open ends and once it has ended */
     short polling;        /* the events that the pump waits for; 0: it is running or about to */
     bool closing;
-    bool gave_up; /* there was no connection for reconnect_ns: requests fail until there is one */
+    bool gave_up;     /* there was no connection for reconnect_ns: requests fail until there is one */
+    bool abandoned;   /* the program ends, and the server is silent: no request goes there any more */
+    int64_t progress; /* when the connection last took or brought something */
     Timer give_up;
     unsigned outstanding;     /* commands in libnbd's hands */
     uint64_t completions;     /* commands that came back, ever */
@@ -67,6 +69,8 @@ bool nbdc_co_connect(NbdState *s, GError **error);
 void nbdc_start_pump(NbdState *s);
 /* Says goodbye, ends the pump, closes. No request may be in flight. Harmless after a failed nbdc_co_connect(). */
 void nbdc_co_disconnect(NbdState *s);
+/* The driver's give_up. */
+void nbdc_give_up(Node *node, int64_t since);
 /* Waits until there is a connection that takes commands: 0, or -EIO when there is none in time. */
 int nbdc_co_ready(NbdState *s);
 /* A command was issued: if libnbd now waits for something else than the pump polls for, the pump looks again. */

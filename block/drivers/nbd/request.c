@@ -84,7 +84,8 @@ static int request_co_try(NbdRequest *r)
     NbdState *s = r->s;
 
     r->done = r->waiting = r->has_extent = false;
-    s->outstanding++;
+    if (s->outstanding++ == 0)
+        s->progress = loop_now(s->node->loop, LOOP_CLOCK_REAL);
     if (issue(r, s->h) < 0) {
         int err = libnbd.get_errno();
         s->outstanding--;
