@@ -86,7 +86,6 @@ Bitmap *bitmap_new_stored(Node *node, uint64_t size, unsigned granularity_bits, 
         return NULL;
     bitmap->persistent = true;
     bitmap->inconsistent = inconsistent;
-    bitmap->readonly = !node_writable(node);
     return bitmap;
 }
 
@@ -141,13 +140,18 @@ Bitmap *bitmap_lookup(Graph *graph, const char *node_name, const char *name, Nod
     return bitmap;
 }
 
+bool bitmap_readonly(const Bitmap *bitmap)
+{
+    return bitmap->persistent && !node_writable(bitmap->node);
+}
+
 bool bitmap_check(const Bitmap *bitmap, unsigned refuse, GError **error)
 {
     const char *name = bitmap->name ? bitmap->name : "";
 
     if ((refuse & BITMAP_REFUSE_BUSY) && bitmap->busy)
         return error_set(error, "Bitmap '%s' is currently in use by another operation and cannot be used", name);
-    if ((refuse & BITMAP_REFUSE_RO) && bitmap->readonly)
+    if ((refuse & BITMAP_REFUSE_RO) && bitmap_readonly(bitmap))
         return error_set(error, "Bitmap '%s' is readonly and cannot be modified", name);
     if ((refuse & BITMAP_REFUSE_INCONSISTENT) && bitmap->inconsistent)
         return error_set(error, "Bitmap '%s' is inconsistent and cannot be used; block-dirty-bitmap-remove deletes it",

@@ -17,7 +17,6 @@ struct Bitmap {
     bool persistent;      /* the format stores it */
     bool unsaved;         /* persistent: differs from what the image holds, though nothing was written to the node */
     bool inconsistent;    /* was in use when the image was last left: only good for removal */
-    bool readonly;        /* its image is read-only: writes cannot happen */
     unsigned busy;        /* a job or export uses it: not to be changed by commands */
     Bitmap *successor;    /* while frozen by a backup: records new writes in its place */
     /* Called whenever a write has set bits, for a job that sleeps until there is something to copy. NULL: nobody. Must
@@ -64,6 +63,8 @@ void bitmap_thaw_replace(Bitmap *bitmap);
 /* It did not: what the successor recorded is added to the old content. */
 void bitmap_thaw_merge(Bitmap *bitmap);
 
+/* Is it held by an image that cannot be written to? Then it cannot change either. */
+bool bitmap_readonly(const Bitmap *bitmap);
 /* Does it, or its successor, record writes? */
 bool bitmap_recording(const Bitmap *bitmap);
 void bitmap_set(Bitmap *bitmap, uint64_t offset, uint64_t bytes);

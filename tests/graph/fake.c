@@ -166,12 +166,20 @@ static void fake_co_close(Node *node)
     g_string_free(fake_of(node)->log, TRUE);
 }
 
+static int fake_co_touch_bitmaps(Node *node)
+{
+    int ret = fake_co_gate(node->state);
+
+    fake_of(node)->touched++;
+    return ret;
+}
+
 #define FAKE_CALLBACKS                                                                                                 \
     .state_size = sizeof(Fake), .co_close = fake_co_close, .co_preadv = fake_co_preadv, .co_pwritev = fake_co_pwritev, \
     .co_pwrite_zeroes = fake_co_pwrite_zeroes, .co_pdiscard = fake_co_pdiscard,                                        \
     .co_block_status = fake_co_block_status, .check_perm = fake_check_perm, .set_perm = fake_set_perm,                 \
     .abort_perm = fake_abort_perm, .co_getlength = fake_co_getlength, .co_truncate = fake_co_truncate,                 \
-    .co_set_read_only = fake_co_set_read_only
+    .co_set_read_only = fake_co_set_read_only, .co_touch_bitmaps = fake_co_touch_bitmaps
 
 static const Driver driver_fake = {
     .name = "fake", .is_protocol = true, FAKE_CALLBACKS, .co_flush_to_disk = fake_co_flush_to_disk};

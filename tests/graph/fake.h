@@ -22,6 +22,7 @@ typedef struct Fake {
     bool zeroes_native; /* write-zeroes and discard work, else -ENOTSUP */
     bool refuse_perm;   /* check_perm refuses */
     bool refuse_reopen; /* co_set_read_only refuses, after it was held */
+    int touched;        /* calls of co_touch_bitmaps */
     int perm_prepared, perm_set, perm_aborted;
     bool (*allocated)(uint64_t offset); /* for block status, per 512 bytes; NULL: all */
 } Fake;

@@ -268,12 +268,74 @@ static void test_kick(void **state)
     fake_run(kick_co_entry);
 }
 
+/* ---- stored bitmaps and drained sections ------------------------------------------------------------------------- */
+
+static bool touched;
+
+static void touch_co_entry(void *opaque)
+{
+    assert_true(bitmap_co_touch(opaque, NULL));
+    touched = true;
+}
+
+static void drain_co_entry(void *opaque)
+{
+    node_co_drained_begin(opaque);
+    node_drained_end(opaque);
+    touched = false;
+}
+
+/* Marking the image is no request of a parent, and yet nothing of it happens while the node is at rest, and who wants
+ * it to rest waits for its end. */
+static void touch_co_body_entry(void *opaque)
+{
+    Node *node = fake_node("n", 64 * KIB);
+    Bitmap *b = bitmap_new(node, 4096, "b", NULL);
+
+    assert_true(bitmap_co_touch(b, NULL)); /* is in no image */
+    assert_int_equal(fake_of(node)->touched, 0);
+    b->persistent = true;
+    touched = false;
+    node_co_drained_begin(node);
+    coroutine_start(fake_graph->loop, touch_co_entry, b);
+    for (int i = 0; i < 5; i++)
+        aio_co_reschedule();
+    assert_int_equal(fake_of(node)->touched, 0);
+    node_drained_end(node);
+    while (!touched)
+        aio_co_reschedule();
+    assert_int_equal(fake_of(node)->touched, 1);
+    fake_of(node)->hold = true;
+    coroutine_start(fake_graph->loop, touch_co_entry, b);
+    coroutine_start(fake_graph->loop, drain_co_entry, node);
+    for (int i = 0; i < 5; i++)
+        aio_co_reschedule();
+    assert_true(touched); /* of before */
+    assert_int_equal(node->quiesced, 1);
+    fake_release(node);
+    while (touched)
+        aio_co_reschedule();
+    assert_int_equal(fake_of(node)->touched, 2);
+    /* What cannot be written to cannot change. */
+    assert_false(bitmap_readonly(b));
+    node->flags.read_only = true;
+    assert_true(bitmap_readonly(b));
+    assert_true(bitmap_co_touch(b, NULL));
+    assert_int_equal(fake_of(node)->touched, 2);
+    node_co_unref(node);
+}
+
+static void test_touch(void **state)
+{
+    fake_run(touch_co_body_entry);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_writes), cmocka_unit_test(test_order), cmocka_unit_test(test_frozen),
         cmocka_unit_test(test_resize), cmocka_unit_test(test_names), cmocka_unit_test(test_query),
-        cmocka_unit_test(test_kick),
+        cmocka_unit_test(test_kick),   cmocka_unit_test(test_touch),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

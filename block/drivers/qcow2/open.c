@@ -4,7 +4,6 @@
  * Opening writes nothing. Nothing outside of the image is opened but what the options or the header name as backing.
  */
 #include "block/drivers/qcow2/check.h"
-#include "block/graph/bitmap.h"
 #include "block/graph/txn.h"
 #include <stdlib.h>
 
@@ -255,8 +254,6 @@ static bool q2_co_set_read_only(Node *node, bool read_only, GError **error)
         if (ret < 0)
             return error_set_errno(error, -ret, "Could not write the metadata of node '%s'", node->name);
     }
-    for (GList *l = node->bitmaps.head; l; l = l->next)
-        ((Bitmap *)l->data)->readonly = read_only && ((Bitmap *)l->data)->persistent;
     return true;
 }
 
