@@ -144,6 +144,37 @@ static int luks_probe(const uint8_t *buf, size_t size)
     return size >= 8 && memcmp(buf, "LUKS\xba\xbe", 6) == 0 && load_be16(buf + 6) == 1 ? 100 : 0;
 }
 
+/* Header, one key slot, and data that is noise where nobody has written. */
+static bool luks_co_create_image(Graph *graph, const char *filename, Port *file, const CreateOptions *o, GError **error)
+{
+    const QCryptoBlockCreateOptionsLUKS *luks = o->luks;
+    PreallocMode mode = o->preallocation == PREALLOC_MODE_METADATA ? PREALLOC_MODE_OFF : o->preallocation;
+    uint64_t bytes;
+    char *password;
+
+    if (!luks || !luks->key_secret)
+        return error_set(error, "Parameter 'key-secret' is required for cipher");
+    if (o->backing_file)
+        return error_set(error, "Backing file not supported for file format 'luks'");
+    if (o->cluster_size)
+        return error_set(error, "Parameter 'cluster_size' is not supported by file format 'luks'");
+    if (!luks_create_bytes(luks, &bytes, error))
+        return false;
+    if (o->size > INT64_MAX - bytes)
+        return error_set(error, "The requested file size is too large");
+    password = secret_password(graph_secrets(graph), luks->key_secret, error);
+    if (!password)
+        return false;
+    wipe_free_string(password);
+    if (!port_co_truncate(file, 0, false, PREALLOC_MODE_OFF, 0, error) ||
+        !port_co_truncate(file, bytes + o->size, false, mode, 0, error))
+        return false;
+    if (port_size(file) < bytes + o->size)
+        return error_set(error, "The file is too small: a LUKS volume of this size needs %" G_GUINT64_FORMAT " bytes",
+                         bytes + o->size);
+    return crypt_co_create(file, 0, luks, error);
+}
+
 static bool luks_co_amend_node(Node *node, const BlockdevAmendOptions *options, bool force, GError **error)
 {
     LuksState *s = node->state;
@@ -183,6 +214,7 @@ const Driver driver_luks = {
     .co_truncate = luks_co_truncate,
     .co_amend = luks_co_amend_node,
     .probe = luks_probe,
+    .co_create = luks_co_create_image,
     .get_info = luks_get_info,
     .get_specific_info = luks_get_specific_info,
 };

@@ -53,6 +53,7 @@ typedef struct CreateOptions {
         const QCryptoBlockCreateOptions *encrypt;
     };
     int64_t table_size; /* qed: clusters */
+    const QCryptoBlockCreateOptionsLUKS *luks;
     struct {            /* files */
         bool nocow;
         bool has_extent_size_hint;

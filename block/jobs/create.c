@@ -108,6 +108,33 @@ static bool create_co_qed(Job *job, const BlockdevCreateOptionsQed *o, GError **
     return create_co_in_file(job, o->file, &options, error);
 }
 
+static bool create_co_luks(Job *job, const BlockdevCreateOptionsLUKS *o, GError **error)
+{
+    QCryptoBlockCreateOptionsLUKS luks = {
+        .key_secret = o->key_secret,
+        .has_cipher_alg = o->has_cipher_alg,
+        .cipher_alg = o->cipher_alg,
+        .has_cipher_mode = o->has_cipher_mode,
+        .cipher_mode = o->cipher_mode,
+        .has_ivgen_alg = o->has_ivgen_alg,
+        .ivgen_alg = o->ivgen_alg,
+        .has_ivgen_hash_alg = o->has_ivgen_hash_alg,
+        .ivgen_hash_alg = o->ivgen_hash_alg,
+        .has_hash_alg = o->has_hash_alg,
+        .hash_alg = o->hash_alg,
+        .has_iter_time = o->has_iter_time,
+        .iter_time = o->iter_time,
+    };
+    const CreateOptions options = {
+        .size = o->size,
+        .exact = true,
+        .preallocation = o->has_preallocation ? o->preallocation : PREALLOC_MODE_OFF,
+        .luks = &luks,
+    };
+
+    return create_co_in_file(job, o->file, &options, error);
+}
+
 static bool create_co_file(Job *job, const BlockdevCreateOptionsFile *o, GError **error)
 {
     const CreateOptions options = {
@@ -135,6 +162,9 @@ static int create_co_run(Job *job, GError **error)
     case BLOCKDEV_DRIVER_QCOW2:
         ok = create_co_qcow2(job, &o->u.qcow2, error);
         break;
+    case BLOCKDEV_DRIVER_LUKS:
+        ok = create_co_luks(job, &o->u.luks, error);
+        break;
     default:
         ok = create_co_qed(job, &o->u.qed, error);
         break;
@@ -160,7 +190,7 @@ Job *create_job_new(JobList *list, const char *id, const BlockdevCreateOptions *
     Job *job;
 
     if (options->driver != BLOCKDEV_DRIVER_FILE && options->driver != BLOCKDEV_DRIVER_QCOW2 &&
-        options->driver != BLOCKDEV_DRIVER_QED) {
+        options->driver != BLOCKDEV_DRIVER_QED && options->driver != BLOCKDEV_DRIVER_LUKS) {
         error_set(error, "Driver does not support blockdev-create");
         return NULL;
     }

@@ -69,6 +69,14 @@ static bool add_extensions(const CreateOptions *o, const Q2Layout *l, Header *h,
                          data_file, h->size);
     if (data_file)
         extension(h, Q2_EXT_DATA_FILE, o->data_file_name, data_file);
+    if (l->crypto) {
+        uint8_t place[16];
+        if (!has_room(h, sizeof(place)))
+            return error_set(error, "The header cluster of %zu bytes has no room for encryption", h->size);
+        store_be64(place, q2_layout_crypto(l) << l->cluster_bits);
+        store_be64(place + 8, l->crypto_bytes);
+        extension(h, Q2_EXT_CRYPTO, place, sizeof(place));
+    }
     if (l->version > 2)
         add_feature_names(h);
     extension(h, 0, NULL, 0);
@@ -83,6 +91,7 @@ static void store_fields(const CreateOptions *o, const Q2Layout *l, uint8_t *buf
     store_be32(buf + 4, l->version);
     store_be32(buf + 20, l->cluster_bits);
     store_be64(buf + Q2_H_SIZE, l->size);
+    store_be32(buf + 32, !l->encrypted ? Q2_CRYPT_NONE : l->crypto ? Q2_CRYPT_LUKS : Q2_CRYPT_AES);
     store_be32(buf + Q2_H_L1_SIZE, (uint32_t)l->l1_entries);
     store_be64(buf + Q2_H_L1_SIZE + 4, q2_layout_l1(l) << l->cluster_bits);
     store_be64(buf + Q2_H_RT_OFFSET, UINT64_C(1) << l->cluster_bits);

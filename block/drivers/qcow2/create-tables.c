@@ -30,13 +30,14 @@ static void fill_l1(const Q2Layout *l, uint64_t at, uint64_t bytes, uint8_t *buf
 }
 
 /* All L2 tables are one: they adjoin each other. With extended entries, no subcluster is marked as data: it has its
- * place, but shows what lies below. */
+ * place, but shows what lies below. Without them, the flag for zeroes does that where the file is encrypted. */
 static void fill_l2(const Q2Layout *l, uint64_t at, uint64_t bytes, uint8_t *buf)
 {
     uint64_t first = at / l->entry_bytes, start = l->data ? q2_layout_data(l) : 0;
+    uint64_t zero = l->encrypted && l->entry_bytes == 8 ? Q2_ZERO : 0;
 
     for (uint64_t i = 0; i < bytes / l->entry_bytes && first + i < l->disk; i++)
-        store_be64(buf + i * l->entry_bytes, (start + first + i) << l->cluster_bits | Q2_COPIED);
+        store_be64(buf + i * l->entry_bytes, (start + first + i) << l->cluster_bits | Q2_COPIED | zero);
 }
 
 /* The table that takes @n clusters from @cluster on. */

@@ -9,6 +9,8 @@
  * clusters take, in the data file where there is one.
  */
 #include "block/drivers/qcow2/create.h"
+#include "block/crypto/wipe.h"
+#include "block/format/crypt.h"
 
 #define DEFAULT_CLUSTER 65536
 
@@ -33,8 +35,6 @@ static bool check_options(const CreateOptions *o, GError **error)
     unsigned version = o->version ? (unsigned)o->version : 3;
     uint64_t cluster = o->cluster_size ? o->cluster_size : DEFAULT_CLUSTER;
 
-    if (o->encrypt)
-        return error_set(error, "Parameter 'encrypt' is not supported: images are made without encryption");
     if (o->exact && !is_aligned(o->size, 512))
         return error_set(error, "Image size must be a multiple of 512 bytes");
     if (!is_pow2(cluster) || cluster < 1 << Q2_MIN_CLUSTER_BITS || cluster > 1 << Q2_MAX_CLUSTER_BITS)
@@ -59,6 +59,31 @@ static bool check_options(const CreateOptions *o, GError **error)
     if (o->data_file_raw && o->backing_file)
         return error_set(error, "Backing file and data-file-raw cannot be used at the same time");
     return true;
+}
+
+/* Whatever can go wrong about encryption before anything is written. */
+static bool check_encryption(Port *file, const CreateOptions *o, GError **error)
+{
+    const QCryptoBlockCreateOptions *e = o->encrypt;
+    const char *secret;
+    char *password;
+    uint64_t bytes;
+
+    if (!e)
+        return true;
+    secret = e->format == Q_CRYPTO_BLOCK_FORMAT_LUKS ? e->u.luks.key_secret : e->u.qcow.key_secret;
+    if (!secret)
+        return error_set(error, "Parameter 'encrypt.key-secret' is required for cipher");
+    if (o->data_file_raw)
+        return error_set(error, "Encryption and data-file-raw cannot be used at the same time");
+    if (o->preallocation != PREALLOC_MODE_OFF && o->version == 2)
+        return error_set(error, "Encryption and preallocation can only be used at the same time with compatibility "
+                                "level 1.1 and above (use version=v3 or greater)");
+    password = secret_password(graph_secrets(file->graph), secret, error);
+    if (!password)
+        return false;
+    wipe_free_string(password);
+    return e->format != Q_CRYPTO_BLOCK_FORMAT_LUKS || luks_create_bytes(&e->u.luks, &bytes, error);
 }
 
 /* Refcount blocks count themselves, so their number is found step by step. */
@@ -96,9 +121,14 @@ static bool make_layout(const CreateOptions *o, Q2Layout *l, GError **error)
         .entry_bytes = o->extended_l2 ? 16 : 8,
         .size = align_up(o->size, 512),
         .raw = o->data_file_raw,
+        .encrypted = o->encrypt,
         /* QEMU looks up nothing but entries, in a raw data file as well. */
         .prepared = o->preallocation != PREALLOC_MODE_OFF || o->data_file_raw,
     };
+    if (o->encrypt && o->encrypt->format == Q_CRYPTO_BLOCK_FORMAT_LUKS &&
+        !luks_create_bytes(&o->encrypt->u.luks, &l->crypto_bytes, error))
+        return false;
+    l->crypto = div_round_up(l->crypto_bytes, cluster);
     per_table = cluster / l->entry_bytes;
     l->disk = div_round_up(l->size, cluster);
     l->l1_entries = div_round_up(l->disk, per_table);
@@ -171,13 +201,15 @@ bool q2_co_create(Graph *graph, const char *filename, Port *file, const CreateOp
     Q2Layout l;
     int ret;
 
-    if (!check_options(o, error) || !make_layout(o, &l, error))
+    if (!check_options(o, error) || !check_encryption(file, o, error) || !make_layout(o, &l, error))
         return false;
     header = g_try_malloc0(l.cluster);
     if (!header)
         return error_set(error, "Could not allocate memory for the qcow2 header");
     if (!q2_create_header(o, &l, header, error) || !create_co_data_file(o, &l, error) ||
         !create_co_space(file, o, &l, error))
+        return false;
+    if (l.crypto && !crypt_co_create(file, q2_layout_crypto(&l) << l.cluster_bits, &o->encrypt->u.luks, error))
         return false;
     ret = q2_create_co_tables(file, &l);
     if (ret == 0)

@@ -7,8 +7,9 @@
 
 /*
  * In this order, each in whole clusters and right behind the one before: header, refcount table, refcount blocks, L1
- * table, and where space is prepared, L2 tables and (unless there is a data file) the clusters of the disk. So each
- * cluster of the file has one reference, and every table can be told from its place.
+ * table, the LUKS header of an encrypted image, and where space is prepared, L2 tables and (unless there is a data
+ * file) the clusters of the disk. So each cluster of the file has one reference, and every table can be told from its
+ * place.
  */
 typedef struct Q2Layout {
     unsigned version, cluster_bits, refcount_order;
@@ -18,8 +19,11 @@ typedef struct Q2Layout {
     bool prepared;        /* there are L2 tables, which give every cluster of the disk its place */
     bool raw;             /* the data file is the disk by itself */
     uint64_t l1_entries;
+    uint64_t crypto_bytes; /* of the LUKS header with its key slots; 0: none */
+    bool encrypted;        /* zeroes in the file are no zeroes of the disk */
     /* clusters */
-    uint64_t rt_clusters, blocks, l1_clusters, l2_tables, disk, data; /* disk: of the guest; data: of it, in the file */
+    uint64_t rt_clusters, blocks, l1_clusters, crypto, l2_tables, disk,
+        data; /* disk: of the guest; data: of it, in the file */
     uint64_t total;
 } Q2Layout;
 
@@ -33,9 +37,14 @@ static inline uint64_t q2_layout_l1(const Q2Layout *l)
     return q2_layout_blocks(l) + l->blocks;
 }
 
-static inline uint64_t q2_layout_l2(const Q2Layout *l)
+static inline uint64_t q2_layout_crypto(const Q2Layout *l)
 {
     return q2_layout_l1(l) + l->l1_clusters;
+}
+
+static inline uint64_t q2_layout_l2(const Q2Layout *l)
+{
+    return q2_layout_crypto(l) + l->crypto;
 }
 
 static inline uint64_t q2_layout_data(const Q2Layout *l)
