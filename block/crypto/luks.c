@@ -85,7 +85,8 @@ static bool parse_mode(const char *text, CipherSpec *spec, GError **error)
     if (mode == Q_CRYPTO_CIPHER_MODE__MAX || (!parts[1] && mode != Q_CRYPTO_CIPHER_MODE_ECB))
         return error_set(error, "LUKS cipher mode '%s' is not supported", text);
     if (ivgen == Q_CRYPTO_IV_GEN_ALGORITHM__MAX)
-        return error_set(error, "LUKS cipher mode '%s' is not supported: unknown IV generator '%s'", text, iv[0]);
+        return error_set(error, "LUKS cipher mode '%s' is not supported: unknown IV generator '%s'", text,
+                         iv[0] ? iv[0] : "");
     spec->mode = (QCryptoCipherMode)mode;
     spec->ivgen = (QCryptoIVGenAlgorithm)ivgen;
     if (!!iv[1] != (spec->ivgen == Q_CRYPTO_IV_GEN_ALGORITHM_ESSIV))

@@ -54,7 +54,7 @@ typedef struct CreateOptions {
     };
     int64_t table_size; /* qed: clusters */
     const QCryptoBlockCreateOptionsLUKS *luks;
-    struct {            /* files */
+    struct { /* files */
         bool nocow;
         bool has_extent_size_hint;
         int64_t extent_size_hint; /* bytes */
