@@ -167,7 +167,7 @@ static inline void xor_words(const uint8_t *in, uint8_t *out, const uint64_t *wo
 static void crypt_xts(const Cipher *c, bool encrypt, uint64_t sector, const uint8_t *in, uint8_t *out, size_t sectors)
 {
     uint64_t tweaks[BATCH * CIPHER_SECTOR / 8];
-    uint8_t ivs[BATCH][BLOCK_MAX];
+    uint8_t ivs[BATCH][BLOCK_MAX] = {0};
     size_t bytes = sectors * CIPHER_SECTOR;
 
     for (size_t s = 0; s < sectors; s++)
