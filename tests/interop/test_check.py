@@ -1,5 +1,4 @@
-"""storage-daemon --check: our verdict on every broken image beside qemu-img's, and what a repair makes of it."""
-import concurrent.futures
+"""storage-daemon --check: our verdict on every broken image beside qemu-img's; its command line."""
 import fcntl
 import json
 import os
@@ -11,52 +10,16 @@ import termios
 import unittest
 
 import broken_images
+from check_images import Broken, content, ours, theirs
 import sd
 
 COUNTS = ('image-end-offset', 'total-clusters', 'allocated-clusters', 'fragmented-clusters', 'compressed-clusters',
           'check-errors', 'corruptions', 'leaks')
 # The header read as an L1 table, and that once more as an L2 table: we look at flags of ownership there as well.
 OTHER_COUNTS = {'v3-l1-0x0': ('corruptions',), 'v3-l1-size-0x400000': ('corruptions',)}
-# Nothing is to be saved there: the snapshot table cannot be read to its end.
-HOPELESS = {'v3-n-snapshots-0x1', 'snap-snapshot-extra-0xffffffff', 'v3-n-snapshots-0x10000', 'v3-n-snapshots-0x10001',
-            'v3-n-snapshots-0xffffffff', 'snap-n-snapshots-0x3e8'}
 
 
-def ours(path, *options):
-    """(exit code, what the JSON says, messages)"""
-    p = subprocess.run([sd.DAEMON, '--check', path, '--output=json', *options], capture_output=True, text=True,
-                       errors='replace', timeout=sd.TIMEOUT * 4, check=False)
-    assert not sd.SANITIZER.search(p.stderr), p.stderr
-    return p.returncode, json.loads(p.stdout) if p.stdout else {}, p.stderr
-
-
-def theirs(path, *options):
-    p = subprocess.run(['qemu-img', 'check', '--output=json', *options, path], capture_output=True, text=True,
-                       errors='replace', timeout=sd.TIMEOUT * 4, check=False)
-    try:
-        return p.returncode, json.loads(p.stdout), p.stderr
-    except ValueError:
-        return p.returncode, {}, p.stderr
-
-
-def content(path, raw):
-    """What a guest reads, or None where part of it cannot be read."""
-    p = subprocess.run(['qemu-img', 'convert', '-q', '-O', 'raw', path, raw], capture_output=True, check=False)
-    return broken_images.Image.read(raw).data if p.returncode == 0 else None
-
-
-class Broken(sd.Case):
-    """All broken images. What goes wrong is collected, so that one run shows it all."""
-    CASE_TIMEOUT = 20 * sd.TIMEOUT
-
-    def each(self, function, wanted=lambda name: True):
-        made = [(name, path) for name, path in broken_images.make_all(self.dir) if wanted(name)]
-        with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            results = list(pool.map(lambda made: function(*made), made))
-        wrong = [text for text in results if text]
-        self.assertFalse(wrong, f'{len(wrong)} of {len(made)}:\n' + '\n'.join(wrong))
-        return made
-
+class Verdicts(Broken):
     def test_verdicts(self):
         def judge(name, path):
             mine, their = ours(path), theirs(path)
@@ -77,58 +40,6 @@ class Broken(sd.Case):
             return None if broken_images.Image.read(path).data == before else f'{name} was changed'
 
         self.each(judge, lambda name: name.startswith(('v3-', 'snap-', 'bitmaps-', 'rc1-')))
-
-    def test_repair_all(self):
-        fixed = []
-
-        def judge(name, path):
-            before = ours(path)
-            if not before[0] or not before[1]:
-                return None  # nothing to do, or nothing that could be opened
-            raw = path + '.raw'
-            was = content(path, raw)
-            mine = ours(path, '--repair', 'all')
-            their, again = theirs(path), ours(path)
-            now = content(path, raw)
-            for file in path, raw:
-                if os.path.exists(file):
-                    os.unlink(file)
-            if mine[0] != their[0] or again[0] != their[0]:
-                return f'{name}: repaired to {mine}, then we say {again} and qemu-img says {their}'
-            if was is not None and was != now:
-                return f'{name}: a guest sees something else after the repair'
-            if mine[0] == 0:
-                fixed.append(name)
-            elif name not in HOPELESS and not self.may_stay(name):
-                return f'{name}: not repaired: {mine}'
-            return None
-
-        made = self.each(judge)
-        self.assertGreater(len(fixed), len(made) // 2)
-
-    @staticmethod
-    def may_stay(name):
-        """More references than a count can say; no zeroes in version 2 above a backing file; tables that nobody has."""
-        return name.startswith(('rc1-', 'backed2-')) or name in ('rc4-data-shared-often',) or 'l1' in name
-
-    def test_repair_leaks(self):
-        def judge(name, path):
-            before = ours(path)
-            if not before[1].get('leaks'):
-                return None
-            raw = path + '.raw'
-            was = content(path, raw)
-            mine, their = ours(path, '--repair', 'leaks'), theirs(path)
-            if mine[0] != their[0]:
-                return f'{name}: repaired to {mine}, then qemu-img says {their}'
-            if before[0] == 3 and mine[0] != 0:
-                return f'{name}: leaks are left: {mine}'
-            if mine[1].get('corruptions', 0) > before[1].get('corruptions', 0):
-                return f'{name}: more corrupt than before: {mine}'
-            now = content(path, raw)
-            return f'{name}: a guest sees something else after the repair' if was is not None and was != now else None
-
-        self.each(judge)
 
 
 class Qed(sd.Case):
