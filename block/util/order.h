@@ -1,7 +1,7 @@
 /*
  * Places where the order of what reaches the disk matters, each with a name. Built with SD_MUTATE, the one that the
- * environment names (SD_MUTATE=NAME) is left out, and tests/fault/test_mutation.py expects the replay of power cuts to notice:
- * docs/crash-replay.md. Otherwise nothing of this is left in the program.
+ * environment names (SD_MUTATE=NAME) is left out, and tests/fault/test_mutation.py expects the replay of power cuts to
+ * notice: docs/crash-replay.md. Otherwise nothing of this is left in the program.
  *
  * The names are found in the sources: write them in place, as a string.
  */
