@@ -45,8 +45,8 @@ static bool find_extensions(Rebase *r)
     while (at + 8 <= limit) {
         uint32_t type = load_be32(r->cluster + at), len = load_be32(r->cluster + at + 4);
         r->end_at = at;
-        if (!type)
-            return true;
+        if (!type) /* one with a length would reach over a name that comes behind it */
+            return len == 0;
         if (len > limit - at - 8)
             return false;
         if (type == Q2_EXT_BACKING_FORMAT) {
