@@ -7,6 +7,7 @@
 
 /* Counts, in memory that all processes share. */
 typedef struct Tally {
+    uint64_t idle; /* runs since there was a new state */
     uint64_t built, distinct, opened, ours, qemu, second, runs, tasks, failed;
     uint64_t hashes_room; /* a power of two */
     uint64_t hashes[];    /* of distinct states; 0: empty */

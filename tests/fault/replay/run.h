@@ -44,6 +44,9 @@ typedef struct Workload {
 
 /* Bodies, in workloads-jobs.c. */
 void resize_co_body(Run *run);
+void resize_tail_co_body(Run *run);
+void damage_co_body(Run *run);
+void keys_co_body(Run *run);
 void commit_active_co_body(Run *run);
 void commit_co_body(Run *run);
 void stream_co_body(Run *run);
@@ -63,7 +66,7 @@ typedef bool ViewCheck(Run *run, const uint8_t *data, uint64_t size, uint64_t wh
 
 /* How the guest's disk is found again. */
 typedef struct View {
-    char *json;        /* of a node; NODE stands for its name, DISK(name) for disks */
+    char *json;        /* of a node; NODE stands for its name, DISK(name) for disks; NULL: not to be opened */
     const char *image; /* what the checkers look at: a disk, NULL: nothing */
     const char *format;
     uint64_t from, until; /* moments at which it holds */

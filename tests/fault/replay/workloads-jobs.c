@@ -7,6 +7,13 @@
 #define QCOW2(disk, more) "{'driver':'qcow2','node-name':'NODE','MODE','file':DISK(" disk ")" more "}"
 #define MID_BELOW         ",'backing':{'driver':'qcow2','MODE','file':DISK(mid)" /* open for more */
 
+/* Nothing is dirty after that, and nothing waits to be freed. */
+static void flush_co_all(Run *run)
+{
+    for (int i = 0; i < 5; i++)
+        guest_co_flush(run);
+}
+
 void resize_co_body(Run *run)
 {
     if (!run_co_open(run, NULL))
@@ -16,11 +23,28 @@ void resize_co_body(Run *run)
         guest_co_run(run, run->w->ops / 8);
         if (i == 3)
             size = run->room * SECTOR;
-        for (int k = rnd(2) ? 3 : 0; k; k--) /* nothing is dirty then, and nothing waits to be freed */
-            guest_co_flush(run);
+        if (rnd(2))
+            flush_co_all(run);
         guest_co_resize(run, size);
     }
     guest_co_run(run, run->w->ops / 8);
+    run_co_close(run);
+}
+
+/* What a shrunk disk's last cluster holds behind the end must not come to light when it grows again. */
+void resize_tail_co_body(Run *run)
+{
+    uint64_t size = run->w->size;
+
+    if (!run_co_open(run, NULL))
+        return;
+    for (int i = 0; i < 3; i++) {
+        guest_co_run(run, run->w->ops);
+        flush_co_all(run);
+        guest_co_resize(run, rnd(size / SECTOR / 2) * SECTOR + size / 2);
+        flush_co_all(run);
+        guest_co_resize(run, size);
+    }
     run_co_close(run);
 }
 
@@ -244,6 +268,71 @@ void autoclear_co_body(Run *run)
     g_array_index(run->views, View, 0).co_check = check_autoclear;
     if (!run_co_open(run, NULL))
         return;
+    guest_co_run(run, run->w->ops);
+    run_co_close(run);
+}
+
+/* ---- damage ----------------------------------------------------------------------------------------------------- */
+
+static uint64_t found_at; /* moment */
+
+/* Once somebody was told, the image says it as well. */
+static bool check_corrupt(Run *run, const uint8_t *data, uint64_t size, uint64_t when, char **ret_why)
+{
+    if (when < found_at || (load_be64(disk_get("file")->data + Q2_H_INCOMPAT) & Q2_INCOMPAT_CORRUPT))
+        return true;
+    *ret_why = g_strdup("damage was reported, but the image is not marked");
+    return false;
+}
+
+/* An entry that leads nowhere is found while the image is in use. */
+void damage_co_body(Run *run)
+{
+    Tracked *t = &run->tracked[0];
+    uint64_t l2 = load_be64(t->start + load_be64(t->start + Q2_H_L1_SIZE + 4)) & Q2_OFFSET_MASK;
+    uint8_t buf[SECTOR];
+
+    store_be64(t->start + l2 + 3 * 8, Q2_COPIED | 0x600);
+    disk_load(t->disk, t->start, t->start_size);
+    found_at = UINT64_MAX;
+    run->clean = false;
+    run_view(run, NULL, "qcow2", NULL)->co_check = check_corrupt;
+    if (!run_co_open(run, NULL))
+        return;
+    if (port_co_pread(run->port, 3 * run->w->cluster, SECTOR, buf, 0) == 0)
+        run_fail(run, "damage was not found");
+    found_at = blklogwrites_moment();
+    run_co_close(run);
+}
+
+/* ---- key slots -------------------------------------------------------------------------------------------------- */
+
+static void amend_co_keys(Run *run, const char *how)
+{
+    run_co_cmd(run,
+               "{'execute':'x-blockdev-amend','arguments':{'job-id':'a','node-name':'q','options':"
+               "{'driver':'qcow2','encrypt':{'format':'luks',%s}}}}",
+               how);
+    run_co_job_wait(run, "a", "concluded");
+    run_co_cmd(run, "{'execute':'job-dismiss','arguments':{'id':'a'}}");
+}
+
+/* Another password, then no longer the first: at every moment one of them opens the image. */
+void keys_co_body(Run *run)
+{
+    static const char second[] = QCOW2("file", ",'encrypt':{'format':'luks','key-secret':'sec2'}");
+    View *view = &g_array_index(run->views, View, 0);
+
+    view->image = NULL; /* the others' checker knows one password only */
+    run_co_cmd(run, "{'execute':'object-add','arguments':{'qom-type':'secret','id':'sec2','data':'noch eins'}}");
+    if (!run_co_open(run, NULL))
+        return;
+    guest_co_run(run, run->w->ops);
+    amend_co_keys(run, "'state':'active','new-secret':'sec2','iter-time':10");
+    run_view_too(run, NULL, "qcow2", second);
+    guest_co_run(run, run->w->ops);
+    g_array_index(run->views, View, 0).until = blklogwrites_moment();
+    amend_co_keys(run, "'state':'inactive','old-secret':'sec'");
     guest_co_run(run, run->w->ops);
     run_co_close(run);
 }

@@ -11,8 +11,8 @@ static const Mix certain = {.read = 20, .write = 40, .zero = 20, .flush = 8, .fu
 static const Mix plain = {.read = 20, .write = 45, .zero = 15, .discard = 10, .flush = 7, .fua = 1};
 /* Allocates a lot. */
 static const Mix much = {.read = 2, .write = 80, .zero = 2, .discard = 2, .flush = 4};
-/* Somebody else's commits come in between all the time. */
-static const Mix flushing = {.read = 1, .write = 1, .flush = 98};
+/* Commits come in between all the time, and find nothing of the guest's. */
+static const Mix flushing = {.read = 70, .flush = 30};
 
 const Workload workloads[] = {
     {.name = "64k", .format = "qcow2", .create = "", .size = 4 * MIB, .cluster = 65536, .ops = 100},
@@ -162,6 +162,19 @@ const Workload workloads[] = {
      .cluster = 4096,
      .mix = &plain,
      .ops = 100},
+    {.name = "LUKS, another password",
+     .format = "qcow2",
+     .create = "--object secret,id=sec,data=" REPLAY_SECRET
+               " -o cluster_size=4k,encrypt.format=luks,encrypt.key-secret=sec,encrypt.iter-time=10",
+     .options = ",'encrypt':{'format':'luks','key-secret':'sec'}",
+     .view = ",'encrypt':{'format':'luks','key-secret':'sec'}",
+     .locked = true,
+     .every = 16,
+     .size = 256 * KIB,
+     .cluster = 4096,
+     .mix = &plain,
+     .ops = 6,
+     .co_body = keys_co_body},
     {.name = "autoclear bits",
      .format = "qcow2",
      .create = "",
@@ -238,6 +251,21 @@ const Workload workloads[] = {
      .cluster = 4096,
      .ops = 160,
      .co_body = resize_co_body},
+    {.name = "resize, tails",
+     .format = "qcow2",
+     .create = "-o cluster_size=4k",
+     .size = 64 * KIB,
+     .cluster = 4096,
+     .ops = 10,
+     .co_body = resize_tail_co_body},
+    {.name = "damage is found",
+     .format = "qcow2",
+     .create = "-o cluster_size=4k",
+     .then = "qemu-io -f qcow2 file -c 'write -P 7 0 64k'",
+     .size = 64 * KIB,
+     .cluster = 4096,
+     .every = 16,
+     .co_body = damage_co_body},
     {.name = "resize, L1 table grows",
      .format = "qcow2",
      .create = "-o cluster_size=512",
