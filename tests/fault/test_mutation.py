@@ -57,6 +57,7 @@ def replay(site, states, only=None, seed=1):
     return p.returncode != 0, p.stdout
 
 
+@unittest.skipIf('SD_TIMEOUT' in os.environ, 'says nothing about memory, and would take long with sanitizers')
 class Mutation(unittest.TestCase):
     def test_nothing_left_out(self):
         """The program that is judged here is right as long as nothing is left out."""
