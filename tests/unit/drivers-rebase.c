@@ -260,8 +260,8 @@ static void change_co_extensions(Node *node)
         }
         done += ok;
         assert_int_equal(pieces->len, 0);
-        check_extensions(disk, true);
         ext_before[i] = ext_after[i];
+        check_extensions(disk, true);
     }
     assert_true(done > 20 && (refused == 0 || room <= 700));
     for (int i = 0; i < EXT__N; i++) {
