@@ -2,9 +2,7 @@
 import json
 import os
 import random
-import subprocess
 import time
-import unittest
 
 import sd
 from jobs import JobCase
@@ -20,18 +18,10 @@ def granules(extents):
 
 def peer_extents(path, bitmap):
     """What qemu-nbd reads of a stored bitmap: offset and length of what is dirty."""
-    p = subprocess.Popen(['qemu-nbd', '-r', '-f', 'qcow2', '-B', bitmap, '-k', path + '.nbd', '-e', '1', path])
-    try:
-        deadline = time.monotonic() + sd.TIMEOUT
-        while not os.path.exists(path + '.nbd') and time.monotonic() < deadline:
-            time.sleep(0.005)
-        with sd.nbd_connect(sd.nbd_uri(path + '.nbd'), meta=['qemu:dirty-bitmap:' + bitmap]) as h:
-            got = granules(sd.nbd_extents(h, 'qemu:dirty-bitmap:' + bitmap))
-    except BaseException:
-        p.kill()
-        raise
-    finally:
-        p.wait(sd.TIMEOUT)
+    sd.run('qemu-nbd', '--fork', '-r', '-f', 'qcow2', '-B', bitmap, '-k', path + '.nbd', path)  # until it listens
+    with sd.nbd_connect(sd.nbd_uri(path + '.nbd'), meta=['qemu:dirty-bitmap:' + bitmap]) as h:
+        got = granules(sd.nbd_extents(h, 'qemu:dirty-bitmap:' + bitmap))
+    sd.wait_unlocked(path)  # it ends with its client
     return got
 
 
