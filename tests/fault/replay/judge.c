@@ -153,7 +153,7 @@ static void judge_co_check(const Case *c, const View *view, unsigned fix)
     CheckResult r = {0};
     g_autoptr(GError) error = NULL;
     Port *port;
-    bool ok;
+    bool ok, no_leaks;
 
     if (!drv->co_check)
         return;
@@ -161,7 +161,9 @@ static void judge_co_check(const Case *c, const View *view, unsigned fix)
     ok = drv->co_check(port->child, &options, &r, &error);
     port_co_free(port);
     count(&c->tally->ours);
-    if (!ok || r.corruptions || r.check_errors || (r.leaks && (c->clean || fix)))
+    no_leaks =
+        c->clean || (fix && strcmp(view->format, "qed") != 0); /* what leaks in the middle of a qed file stays there */
+    if (!ok || r.corruptions || r.check_errors || (r.leaks && no_leaks))
         fail(c, "the checker finds %s%" PRIu64 " corruptions, %" PRIu64 " leaks, %" PRIu64 " errors\n%s",
              ok ? "" : error->message, r.corruptions, r.leaks, r.check_errors, said->str);
 }
