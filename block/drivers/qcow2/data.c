@@ -41,10 +41,8 @@ int q2_co_data_copy(Qcow2 *q, uint64_t host, uint64_t bytes, Node *source, uint6
 {
     int ret = data_co_check(q, host, bytes);
 
-    if (G_UNLIKELY(ret < 0))
-        return ret;
-    q2_co_event(q, BLKDEBUG_EVENT_WRITE_AIO);
-    return child_co_copy_from(q->data, host, bytes, source, source_offset);
+    /* No event: where blkdebug listens, nothing is copied, and what it would make of one is meant for the write. */
+    return ret < 0 ? ret : child_co_copy_from(q->data, host, bytes, source, source_offset);
 }
 
 int q2_co_data_zero(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, ReqFlags flags)
