@@ -5,6 +5,7 @@
 #include "block/util/bytes.h"
 #include "qapi/events.h"
 #include <errno.h>
+#include <glib/gstdio.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <stdio.h>
@@ -39,6 +40,7 @@ static const GOptionEntry entries[] = {
 };
 
 static Tally *tally;
+static char *folder; /* of the images that qemu-img looks at; a folder in it for each process */
 static const Workload *chosen[64];
 static uint64_t n_chosen;
 static unsigned per_run;
@@ -116,9 +118,9 @@ static void choose_fault(const Run *run)
     fault.sticky = rnd(3) == 0;
 }
 
-static void do_task(uint64_t task, char *folder)
+static void do_task(uint64_t task, char *path)
 {
-    Run run = {.w = chosen[task % n_chosen], .seed = (uint64_t)opt.seed + task / n_chosen, .folder = folder};
+    Run run = {.w = chosen[task % n_chosen], .seed = (uint64_t)opt.seed + task / n_chosen, .folder = path};
     uint64_t round = task / n_chosen;
     Loop *loop;
 
@@ -142,20 +144,18 @@ static bool goes_on(void)
     return tally->idle < 64 * (uint64_t)opt.jobs && tally->distinct < (uint64_t)opt.states && !tally->failed;
 }
 
-static void G_GNUC_NORETURN worker(void)
+static void G_GNUC_NORETURN worker(int number)
 {
-    g_autofree char *parent = g_strdup(g_file_test("/dev/shm", G_FILE_TEST_IS_DIR) ? "/dev/shm" : g_get_tmp_dir());
-    g_autofree char *folder = g_build_filename(parent, "crash-replay-XXXXXX", NULL);
+    g_autofree char *name = g_strdup_printf("%d", number), *path = g_build_filename(folder, name, NULL);
 
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     g_set_printerr_handler(quiet);
     driver_set_list(disk_drivers());
-    if (!g_mkdtemp(folder))
-        g_error("no temporary folder: %s", g_strerror(errno));
+    if (g_mkdir(path, 0700) != 0)
+        g_error("%s: %s", path, g_strerror(errno));
     while (goes_on())
-        do_task(__atomic_fetch_add(&tally->tasks, 1, __ATOMIC_RELAXED), folder);
-    g_autofree char *command = g_strdup_printf("rm -rf '%s'", folder);
-    _exit(system(command) == 0 ? 0 : 1);
+        do_task(__atomic_fetch_add(&tally->tasks, 1, __ATOMIC_RELAXED), path);
+    _exit(0);
 }
 
 /* ---- the parent ------------------------------------------------------------------------------------------------- */
@@ -182,6 +182,24 @@ static bool choose_workloads(void)
         for (size_t i = 0; i < n_chosen; i++)
             puts(chosen[i]->name);
     return n_chosen > 0;
+}
+
+static void make_folder(void)
+{
+    const char *parent = g_getenv("TMPDIR");
+
+    if (!parent)
+        parent = g_file_test("/dev/shm", G_FILE_TEST_IS_DIR) ? "/dev/shm" : g_get_tmp_dir();
+    folder = g_build_filename(parent, "crash-replay-XXXXXX", NULL);
+    if (!g_mkdtemp(folder))
+        g_error("no temporary folder: %s", g_strerror(errno));
+}
+
+static bool drop_folder(void)
+{
+    g_autofree char *command = g_strdup_printf("rm -rf '%s'", folder);
+
+    return system(command) == 0;
 }
 
 static void make_tally(void)
@@ -220,9 +238,10 @@ int main(int argc, char **argv)
         opt.jobs = g_get_num_processors();
     per_run = (unsigned)CLAMP((uint64_t)opt.states / n_chosen / 3, 40, 300);
     make_tally();
+    make_folder();
     for (left = 0; left < opt.jobs; left++)
         if (fork() == 0)
-            worker();
+            worker(left);
     for (int64_t shown = start; left;) {
         pid_t pid = waitpid(-1, &status, WNOHANG);
         if (pid > 0) {
@@ -240,5 +259,5 @@ int main(int argc, char **argv)
         }
     }
     show_progress((double)(g_get_monotonic_time() - start) / G_USEC_PER_SEC, true);
-    return ok && !tally->failed ? 0 : 1;
+    return drop_folder() && ok && !tally->failed ? 0 : 1;
 }
