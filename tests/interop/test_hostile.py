@@ -135,7 +135,7 @@ class Hostile(sd.Case):
                       (64, 8), (72, 8), (80, 8), (88, 8), (96, 4), (100, 4), (104, 1), (112, 4), (116, 4)]
             for at, size in fields:
                 old = int.from_bytes(sound[at:at + size], 'big')
-                for value in sorted({v for v in (*NUMBERS, old - 1, old + 1, old * 2, old + 4096) if 0 <= v < 1 << 8 * size}):
+                for value in sorted({v for v in (*NUMBERS, old - 1, old + 1, old * 2, old + 4096, 0x200001) if 0 <= v < 1 << 8 * size}):
                     image = bytearray(sound)
                     image[at:at + size] = value.to_bytes(size, 'big')
                     with open(self.path('image'), 'wb') as f:

@@ -26,7 +26,7 @@ static bool parse_fixed(Q2Header *h, const uint8_t *buf, size_t len, GError **er
     if (h->cluster_bits < Q2_MIN_CLUSTER_BITS || h->cluster_bits > Q2_MAX_CLUSTER_BITS)
         return error_set(error, "Unsupported cluster size: 2^%" G_GUINT32_FORMAT " (must be from 2^%d to 2^%d)",
                          h->cluster_bits, Q2_MIN_CLUSTER_BITS, Q2_MAX_CLUSTER_BITS);
-    h->size = align_down(load_be64(buf + Q2_H_SIZE), 512); /* nobody shows a part of a sector */
+    h->size = load_be64(buf + Q2_H_SIZE);
     h->crypt_method = load_be32(buf + 32);
     h->l1_size = load_be32(buf + Q2_H_L1_SIZE);
     h->l1_offset = load_be64(buf + Q2_H_L1_SIZE + 4);
@@ -269,6 +269,7 @@ bool q2_header_parse(Q2Header *h, const uint8_t *buf, size_t len, GError **error
         q2_header_free(h);
         return false;
     }
+    h->size = align_down(h->size, 512); /* nobody shows a part of a sector, but its L1 entry has to be there */
     backing = load_be64(buf + 8);
     end = MIN(len, backing ? backing : UINT64_C(1) << h->cluster_bits);
     if (!parse_extensions(h, buf, end, &features, &features_len, error)) {
