@@ -72,7 +72,10 @@ class Mutation(unittest.TestCase):
 
 def case(site, path):
     def test(self):
-        noticed, said = replay(site, STATES, WORKLOADS.get(site))
+        for seed in range(1, 6):  # what a run meets depends on the scheduler, too
+            noticed, said = replay(site, STATES, WORKLOADS.get(site), seed)
+            if noticed:
+                break
         self.assertTrue(noticed, f'{path}: without {site}\n{said}')
         # Noticed means judged, not that something went wrong on the way.
         self.assertRegex(said, r'power cut after moment|sector \d+ reads')

@@ -61,13 +61,21 @@ class Offload(sd.Case):
         kinds = [('cluster_size=512', {}), ('cluster_size=64k', {}), ('cluster_size=2M', {}),
                  ('cluster_size=64k,extended_l2=on', {}), ('cluster_size=4k,compat=0.10', {}),
                  (f'data_file={self.path("data")},data_file_raw=on', {}),
-                 ('encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10',
-                  {'encrypt': {'format': 'luks', 'key-secret': 'key'}})]
+                 ('encrypt.format=luks', {'encrypt': {'format': 'luks', 'key-secret': 'key'}})]
         for i, (options, more) in enumerate(kinds):
             with self.subTest(options=options):
                 target = self.path(f't{i}')
-                sd.qemu_img('create', '-q', *(secret if more else ()), '-f', 'qcow2', '-o', options, target, str(size))
                 d = self.daemon(*(secret if more else ()))
+                if more:
+                    sd.create_image(target, 'raw', 0)
+                    d.cmd('blockdev-add', driver='file', node_name='new', filename=target)
+                    d.cmd('blockdev-create', job_id='new', options={
+                        'driver': 'qcow2', 'file': 'new', 'size': size, 'encrypt': {**more['encrypt'], 'iter-time': 10}})
+                    d.event_wait('JOB_STATUS_CHANGE', {'id': 'new', 'status': 'concluded'})
+                    d.cmd('job-dismiss', id='new')
+                    d.cmd('blockdev-del', node_name='new')
+                else:
+                    sd.qemu_img('create', '-q', '-f', 'qcow2', '-o', options, target, str(size))
                 d.cmd('blockdev-add', driver='raw', node_name='a', offset=MIB // 2 + 512, size=size,
                       file={'driver': 'file', 'filename': source})
                 d.cmd('blockdev-add', driver='qcow2', node_name='b', file={'driver': 'file', 'filename': target}, **more)
