@@ -198,7 +198,7 @@ static int directory_co_write(Store *s, const uint8_t *raw)
     int ret = take_co_new(q, s->size, &s->directory);
 
     if (ret == 0)
-        ret = q2_co_commit(q);
+        ret = q2_co_commit_counts(q);
     if (ret == 0)
         ret = child_co_pwrite(q->node->file, s->directory.offset, s->size, raw, 0);
     return ret == 0 ? q2_co_barrier(q, "bitmap-directory") : ret;

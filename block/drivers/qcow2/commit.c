@@ -15,7 +15,8 @@
  * With lazy refcounts 1 and 2 are left out: counts stay in memory until the image is closed or memory is short. Before
  * the first entries that rely on such counts the dirty bit is durable, by the barrier of 3, so after a crash the image
  * is repaired before it is written to again. The barrier of 3 remains, since guest data must not come after its entry;
- * what is gained is the writing of refcount blocks.
+ * what is gained is the writing of refcount blocks. What the header itself is about to lead to (an L1 table, a bitmap
+ * directory) does not go by the dirty bit: its counts are written in any case.
  *
  * A crash at any point leaves leaks at worst. Changes made meanwhile go to copies and belong to the next commit. The
  * caller's flush (the graph's) is the barrier after 4. When a step fails, everything frozen is dirty again.
@@ -191,6 +192,21 @@ int q2_co_commit(Qcow2 *q)
 
     comutex_co_lock(&q->commit_lock);
     ret = q2_co_commit_locked(q);
+    comutex_unlock(&q->commit_lock);
+    return ret;
+}
+
+int q2_co_commit_counts_locked(Qcow2 *q)
+{
+    return commit_co_run(q, false);
+}
+
+int q2_co_commit_counts(Qcow2 *q)
+{
+    int ret;
+
+    comutex_co_lock(&q->commit_lock);
+    ret = q2_co_commit_counts_locked(q);
     comutex_unlock(&q->commit_lock);
     return ret;
 }

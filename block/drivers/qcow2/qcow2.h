@@ -311,6 +311,9 @@ static inline void q2_data_leave(Qcow2 *q, unsigned phase);
 int q2_co_commit(Qcow2 *q);
 /* The same for who holds commit_lock. */
 int q2_co_commit_locked(Qcow2 *q);
+/* The same two, with the reference counts even where they may be late: before the header leads to new clusters. */
+int q2_co_commit_counts(Qcow2 *q);
+int q2_co_commit_counts_locked(Qcow2 *q);
 /* Commits, makes it durable and applies all frees, so that nothing is pending: close, resize. */
 int q2_co_settle(Qcow2 *q);
 /* The same for who holds commit_lock. */

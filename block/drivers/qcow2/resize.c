@@ -36,7 +36,7 @@ static int l1_co_write_new(Qcow2 *q, const Q2Run *run, uint32_t size)
         return -ENOMEM;
     for (uint32_t i = 0; i < q->l1_size; i++)
         store_be64(raw + (size_t)i * 8, q->l1[i]);
-    ret = q2_co_commit_locked(q); /* the refcounts of the new place */
+    ret = q2_co_commit_counts_locked(q); /* of the new place */
     if (ret == 0)
         ret = q2_co_meta_check(q, 0, run->offset, (uint64_t)size * 8);
     if (ret == 0)
