@@ -162,6 +162,8 @@ $(BUILD)/tests/fuzz/$(1)-%: $(BUILD)/obj/tests/fuzz/$(1)-%.o $(FUZZ_MAIN) $(call
 	$(Q)$$(CC) $$(LDFLAGS) $$(FUZZ_LDFLAGS) -o $$@ $$^ $$(LDLIBS)
 endef
 $(foreach s,$(STOREYS),$(eval $(call fuzz_rule,$(s))))
+# Passwords are cheap there: tests/fuzz/drivers-image.c.
+$(BUILD)/tests/fuzz/drivers-image: LDFLAGS += -Wl,--wrap=pbkdf2 -Wl,--wrap=pbkdf2_iterations
 # The replay of power cuts: docs/crash-replay.md.
 REPLAY := $(BUILD)/tests/fault/crash-replay
 REPLAY_OBJ := $(call obj,$(wildcard tests/fault/replay/*.c))

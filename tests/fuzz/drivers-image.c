@@ -1,9 +1,15 @@
 /*
- * A qcow2 or qed image from somebody else: the input is the whole file, in memory, and what is done to it
+ * A qcow2, qed or LUKS image from somebody else: the input is the whole file, in memory, and what is done to it
  * (image-mutate.h). It is opened without its backing file, read, asked about, written to in every way, resized, opened
- * again, checked, repaired, and closed. Whatever it is, that ends, within bounds; a qcow2 image that was found damaged
- * is not written to again; and one that the checker calls whole still is so at the end.
+ * again, checked, repaired, and closed; what is encrypted, with the password "k". Whatever it is, that ends, within
+ * bounds; a qcow2 image that was found damaged is not written to again; and one that the checker calls whole still is
+ * so at the end.
+ *
+ * Passwords cost little here: what asks for more iterations than FUZZ_ITERATIONS is answered as if the time had run
+ * out, which is what becomes of much larger numbers outside (the linker wraps pbkdf2(), see the Makefile).
  */
+#include "block/crypto/hash.h"
+#include "block/graph/bitmap.h"
 #include "block/graph/check.h"
 #include "block/graph/graph-int.h"
 #include "block/graph/port.h"
@@ -20,12 +26,18 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-enum { DISK_MAX = 8 << 20, IO_MAX = 128 << 10, OPENS_MAX = 4 };
+enum { DISK_MAX = 8 << 20, LONGER = 1 << 20, IO_MAX = 128 << 10, OPENS_MAX = 4 };
 
 static uint8_t *disk;
 static uint64_t disk_size, disk_high; /* now, and the most since it was zeroed */
 static bool damaged;                  /* a fatal event came */
 static unsigned damaged_writes;       /* what was written after it */
+
+/* The data of a qcow2 image is in another file. */
+static bool has_data_file(void)
+{
+    return memcmp(disk, "QFI", 3) == 0 && disk[7] > 2 && (disk[79] & 4);
+}
 
 static bool mem_co_open(Node *node, const BlockdevOptions *options, GError **error)
 {
@@ -45,7 +57,7 @@ static int mem_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVe
                          ReqFlags flags)
 {
     /* A data file is the same memory: what one side cuts off, the other does not know of. */
-    g_assert(offset + bytes <= (disk[7] > 2 && (disk[79] & 4) ? DISK_MAX : disk_size));
+    g_assert(offset + bytes <= (has_data_file() ? DISK_MAX : disk_size));
     iov_from_buf(vec->iov, vec->n, vec_offset, disk + offset, bytes);
     return 0;
 }
@@ -86,8 +98,8 @@ static const Driver mem_driver = {
     .co_pwritev = mem_co_pwritev,
     .co_truncate = mem_co_truncate,
 };
-extern const Driver driver_qcow2, driver_qed;
-static const Driver *const drivers[] = {&mem_driver, &driver_qcow2, &driver_qed, NULL};
+extern const Driver driver_qcow2, driver_qed, driver_luks;
+static const Driver *const drivers[] = {&mem_driver, &driver_qcow2, &driver_qed, &driver_luks, NULL};
 
 static Loop *loop;
 static Graph *graph;
@@ -101,6 +113,32 @@ static void on_event(const char *name, JsonNode *data, void *opaque)
 
 static void quiet(const char *text)
 {
+}
+
+/* ---- passwords ----------------------------------------------------------------------------------------------------
+ */
+
+enum { FUZZ_ITERATIONS = 3000 };
+
+bool __real_pbkdf2(const Pbkdf2 *p, uint8_t *ret, size_t size, int64_t *cpu_ns);
+bool __wrap_pbkdf2(const Pbkdf2 *p, uint8_t *ret, size_t size, int64_t *cpu_ns);
+bool __wrap_pbkdf2(const Pbkdf2 *p, uint8_t *ret, size_t size, int64_t *cpu_ns)
+{
+    return p->iterations <= FUZZ_ITERATIONS && __real_pbkdf2(p, ret, size, cpu_ns);
+}
+
+uint32_t __wrap_pbkdf2_iterations(QCryptoHashAlgorithm alg, size_t size, uint64_t ms);
+uint32_t __wrap_pbkdf2_iterations(QCryptoHashAlgorithm alg, size_t size, uint64_t ms)
+{
+    return FUZZ_ITERATIONS / 2;
+}
+
+static void secret_co_entry(void *opaque)
+{
+    SecretProperties properties = {.data = (char *)"k"};
+
+    g_assert(secret_co_new(graph_secrets(graph), "k", &properties, NULL));
+    loop_stop(loop);
 }
 
 /* ---- what is done to the image ------------------------------------------------------------------------------------
@@ -121,10 +159,12 @@ enum {
     OP_REBASE,
     OP_CHECK,
     OP_SNAPSHOT,
+    OP_BITMAP,
+    OP_KEY_SLOT,
     OP__MAX,
 };
 
-enum { OPTION_SMALL_CACHES = 1, OPTION_READ_ONLY_FIRST = 2, OPTION_NO_OVERLAP_CHECK = 4 };
+enum { OPTION_SMALL_CACHES = 1, OPTION_READ_ONLY_FIRST = 2, OPTION_NO_OVERLAP_CHECK = 4, OPTION_LONGER = 8 };
 
 /* What runs without a script: begins read-only, then everything once, at the start, in the middle and at the end. */
 static const uint8_t standard[][OP_BYTES] = {
@@ -140,23 +180,40 @@ static Node *node;
 static Port *port;
 static unsigned opened; /* again; with tables as large as they may be each costs a tenth of a second */
 
+static const Driver *image_driver(void)
+{
+    return memcmp(disk, "QED", 4) == 0 ? &driver_qed : memcmp(disk, "LUKS", 4) == 0 ? &driver_luks : &driver_qcow2;
+}
+
+/* Members of the node's options. */
+static char *options_of(const Driver *drv, uint8_t options)
+{
+    static const char *const encrypt[] = {"", ",'encrypt':{'format':'aes','key-secret':'k'}",
+                                          ",'encrypt':{'format':'luks','key-secret':'k'}"};
+    bool no_overlap_check = options & OPTION_NO_OVERLAP_CHECK, small = options & OPTION_SMALL_CACHES;
+    uint32_t crypt = load_be32(disk + 32);
+
+    if (drv == &driver_luks)
+        return g_strdup(",'key-secret':'k'");
+    if (drv != &driver_qcow2)
+        return g_strdup(",'backing':null");
+    return g_strdup_printf(",'backing':null,'overlap-check':'%s'%s%s%s", no_overlap_check ? "none" : "all",
+                           small ? ",'l2-cache-entry-size':512,'l2-cache-size':1024,'refcount-cache-size':8192" : "",
+                           has_data_file() ? ",'data-file':{'driver':'null-co'}" : "", crypt < 3 ? encrypt[crypt] : "");
+}
+
 static bool open_co_image(bool read_only, uint8_t options)
 {
-    bool qed = memcmp(disk, "QED", 4) == 0;
-    g_autofree char *qcow2 = g_strdup_printf(
-        ",'overlap-check':'%s'%s", options & OPTION_NO_OVERLAP_CHECK ? "none" : "all",
-        options & OPTION_SMALL_CACHES ? ",'l2-cache-entry-size':512,'l2-cache-size':1024,'refcount-cache-size':8192"
-                                      : "");
-    g_autofree char *text =
-        g_strdup_printf("{'driver':'%s','node-name':'q','discard':'unmap','backing':null,"
-                        "'read-only':%s,'file':{'driver':'null-co'}%s%s}",
-                        qed ? "qed" : "qcow2", read_only ? "true" : "false", qed ? "" : qcow2,
-                        !qed && disk[7] > 2 && (disk[79] & 4) ? ",'data-file':{'driver':'null-co'}" : "");
+    const Driver *drv = image_driver();
+    g_autofree char *more = options_of(drv, options);
+    g_autofree char *text = g_strdup_printf("{'driver':'%s','node-name':'q','discard':'unmap','read-only':%s,"
+                                            "'file':{'driver':'null-co'}%s}",
+                                            drv->name, read_only ? "true" : "false", more);
     g_autoptr(JsonNode) json = json_parse(text, -1, NULL);
     g_autoptr(BlockdevOptions) o = qapi_decode_BlockdevOptions(json, NULL);
     g_autoptr(GError) error = NULL;
 
-    if (disk[7] < 3) /* has no bit to say that it is damaged */
+    if (disk[7] < 3 || drv != &driver_qcow2) /* has no bit to say that it is damaged */
         damaged = false;
     node = node_co_open(graph, o, NULL, &error);
     g_assert((node == NULL) == (error != NULL));
@@ -180,7 +237,7 @@ static void close_co_image(void)
 /* Checks and maybe repairs the image, which nobody has open: is it whole now? */
 static bool check_co_image(unsigned fix)
 {
-    const Driver *drv = memcmp(disk, "QED", 4) == 0 ? &driver_qed : &driver_qcow2;
+    const Driver *drv = image_driver();
     g_autoptr(JsonNode) json = json_parse("{'driver':'null-co'}", -1, NULL);
     g_autoptr(BlockdevOptions) o = qapi_decode_BlockdevOptions(json, NULL);
     const CheckOptions options = {.fix = fix};
@@ -261,6 +318,67 @@ static void op_co_snapshot(const uint8_t *op)
         node_co_snapshot_create(node, &create, NULL);
 }
 
+static void op_co_bitmap(const uint8_t *op)
+{
+    char name[3] = {'b', (char)('0' + op[2] % 4), 0};
+    Bitmap *bitmap = bitmap_find(node, name);
+    uint64_t granularity = UINT64_C(512) << op[1] % 12;
+
+    if (op[3] % 4 == 0) {
+        if (bitmap && bitmap_check(bitmap, BITMAP_REFUSE_BUSY | BITMAP_REFUSE_RO, NULL) &&
+            bitmap_co_forget(bitmap, NULL) && (bitmap = bitmap_find(node, name)))
+            bitmap_free(bitmap);
+    } else if (op[3] % 4 == 1 && bitmap && bitmap_check(bitmap, BITMAP_REFUSE_ALL, NULL)) {
+        if (bitmap_co_touch(bitmap, NULL) && (bitmap = bitmap_find(node, name)))
+            bitmap->enabled = op[3] & 4;
+    } else if (!bitmap && (bitmap = bitmap_new(node, granularity, name, NULL))) {
+        bitmap->persistent = bitmap->unsaved = bitmap_can_store(node, name, granularity, NULL);
+    }
+}
+
+/* Fills or empties one of LUKS's slots. */
+static void op_co_key_slot(const uint8_t *op)
+{
+    bool qcow2 = node->drv == &driver_qcow2, fill = op[3] & 1;
+    g_autofree char *slot = op[2] & 8 ? g_strdup("") : g_strdup_printf(",'keyslot':%u", op[2] & 7u);
+    g_autofree char *luks = g_strdup_printf("'state':'%s'%s%s", fill ? "active','new-secret':'k" : "inactive", slot,
+                                            !fill && op[2] & 8 ? ",'old-secret':'k'" : "");
+    g_autofree char *text =
+        g_strdup_printf(qcow2 ? "{'driver':'qcow2','encrypt':{'format':'luks',%s}}" : "{'driver':'luks',%s}", luks);
+    g_autoptr(JsonNode) json = json_parse(text, -1, NULL);
+    g_autoptr(BlockdevAmendOptions) o = qapi_decode_BlockdevAmendOptions(json, NULL);
+    g_autoptr(GError) error = NULL;
+
+    g_assert(o);
+    g_assert(node->drv->co_amend(node, o, op[3] & 2, &error) == !error);
+}
+
+/* What needs a node of ours that is whole: changes of the header, and what the image keeps beside the disk. */
+static void op_co_beside(const uint8_t *op)
+{
+    const Driver *drv = node->drv;
+
+    if (damaged)
+        return;
+    switch (op[0] % OP__MAX) {
+    case OP_REBASE:
+        if (drv->co_change_backing)
+            drv->co_change_backing(node, op[3] & 1 ? "base" : NULL, op[3] & 2 ? "raw" : NULL, NULL);
+        break;
+    case OP_SNAPSHOT:
+        if (drv == &driver_qcow2)
+            op_co_snapshot(op);
+        break;
+    case OP_BITMAP:
+        op_co_bitmap(op);
+        break;
+    case OP_KEY_SLOT:
+        if (drv->co_amend)
+            op_co_key_slot(op);
+        break;
+    }
+}
+
 /* False: the image could not be opened any more. */
 static bool op_co_run(const uint8_t *op, uint8_t options)
 {
@@ -305,10 +423,6 @@ static bool op_co_run(const uint8_t *op, uint8_t options)
             return false;
         port->writable = what == OP_REOPEN;
         break;
-    case OP_REBASE:
-        if (!damaged)
-            node->drv->co_change_backing(node, op[3] & 1 ? "base" : NULL, op[3] & 2 ? "raw" : NULL, NULL);
-        break;
     case OP_CHECK:
         if (++opened > OPENS_MAX)
             break;
@@ -319,10 +433,8 @@ static bool op_co_run(const uint8_t *op, uint8_t options)
             return false;
         port->writable = true;
         break;
-    case OP_SNAPSHOT:
-        if (!damaged && node->drv == &driver_qcow2)
-            op_co_snapshot(op);
-        break;
+    default:
+        op_co_beside(op);
     }
     return true;
 }
@@ -331,7 +443,7 @@ static void fuzz_co_entry(void *opaque)
 {
     const FuzzInput *in = opaque;
     /* With a data file, the same memory is that, too. */
-    bool whole = check_co_image(0) && !(disk[7] > 2 && (disk[79] & 4));
+    bool whole = check_co_image(0) && !has_data_file();
 
     if (open_co_image(in->options & OPTION_READ_ONLY_FIRST, in->options)) {
         port->writable = !(in->options & OPTION_READ_ONLY_FIRST);
@@ -356,6 +468,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         qapi_set_event_sink(on_event, NULL);
         g_set_printerr_handler(quiet);
         disk = g_malloc0(DISK_MAX);
+        coroutine_start(loop, secret_co_entry, NULL);
+        while (coroutine_count(loop))
+            loop_run(loop);
     }
     if (!fuzz_input_parse(&in, data, size)) {
         in.ops = standard[0];
@@ -366,7 +481,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         return 0;
     memset(disk, 0, disk_high);
     memcpy(disk, in.image, in.size);
-    disk_size = disk_high = in.size;
+    disk_size = disk_high = in.size + (in.options & OPTION_LONGER ? LONGER : 0); /* zeroes behind it */
     damaged = false;
     damaged_writes = opened = 0;
     coroutine_start(loop, fuzz_co_entry, &in);

@@ -114,6 +114,33 @@ static inline size_t mutate_place(const uint8_t *image, size_t size, unsigned cl
     return at;
 }
 
+/* The same for what extensions of the header lead to: bitmaps' directory and tables, and the LUKS header. */
+static inline size_t mutate_extension_place(const uint8_t *image, size_t size, unsigned cluster_bits)
+{
+    /* Fields of LUKS: iterations of the digest, data's place, length of a key; a slot's state, iterations, place. */
+    static const uint16_t luks[] = {164, 104, 108, 208, 212, 248, 252, 256, 296, 300, 6, 8, 40, 72};
+    size_t at = size > 104 && image[7] > 2 ? (size_t)mutate_read(image + 100, 4) : 72;
+
+    for (unsigned n = 0; n < 8 && at + 32 <= size; n++) {
+        uint64_t kind = mutate_read(image + at, 4), bytes = mutate_read(image + at + 4, 4);
+        size_t data = at + 8;
+        uint64_t to;
+
+        if (kind == 0 || bytes > size)
+            break;
+        at = data + align_up(bytes, 8);
+        if (kind == 0x0537be77 && (to = mutate_read(image + data, 8)) < size)
+            return mutate_rnd(4) ? (size_t)to + luks[mutate_rnd(G_N_ELEMENTS(luks))] : data + (size_t)mutate_rnd(16);
+        if (kind != 0x23852875 || mutate_rnd(4) == 0 || (to = mutate_read(image + data + 16, 8)) >= size)
+            continue;
+        if (mutate_rnd(3)) /* a field of the first entries, else what its table holds */
+            return (size_t)to + (size_t)mutate_rnd(64);
+        to = mutate_read(image + MIN(to, size - 8), 8);
+        return to < size ? (size_t)to + (size_t)mutate_rnd(UINT64_C(1) << (cluster_bits - 3)) * 8 : at;
+    }
+    return at;
+}
+
 static inline void mutate_structure(uint8_t *image, size_t size)
 {
     static const uint8_t widths[] = {1, 2, 4, 4, 8, 8, 8, 8};
@@ -124,6 +151,10 @@ static inline void mutate_structure(uint8_t *image, size_t size)
     for (uint64_t n = 1 + mutate_rnd(mutate_rnd(3) ? 2 : 6); n > 0; n--) {
         unsigned width = widths[mutate_rnd(sizeof(widths))];
         size_t at = mutate_rnd(3) ? mutate_place(image, size, cluster_bits) : mutate_rnd(mutate_rnd(3) ? 128 : 512);
+        if (size > 4 && memcmp(image, "LUKS", 4) == 0)
+            at = mutate_rnd(600);
+        else if (mutate_rnd(4) == 0)
+            at = mutate_extension_place(image, size, cluster_bits);
         if (mutate_rnd(8) == 0)
             at += mutate_rnd(16);
         if (at + width <= size)

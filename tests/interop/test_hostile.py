@@ -20,9 +20,18 @@ NUMBERS = (0, 1, 2, 8, 9, 21, 22, 63, 64, 511, 512, 0x7fffffff, 0x80000000, 0xff
            1 << 63, (1 << 63) - 1, (1 << 64) - 1)
 
 
-def format_of(path):
+SECRET = ('--object', 'secret,id=k,data=k')
+
+
+def options_of(path):
+    """Driver and key of the image's node."""
     with open(path, 'rb') as f:
-        return 'qed' if f.read(4) == b'QED\0' else 'qcow2'
+        head = f.read(36)
+    if head[:4] in (b'QED\0', b'LUKS'):
+        return {'driver': 'qed', 'backing': None} if head[:3] == b'QED' else {'driver': 'luks', 'key-secret': 'k'}
+    crypt = {1: 'aes', 2: 'luks'}.get(int.from_bytes(head[32:36], 'big'))
+    more = {'encrypt': {'format': crypt, 'key-secret': 'k'}} if crypt else {}
+    return {'driver': 'qcow2', 'backing': None, **more}
 
 
 def windows(size):
@@ -39,8 +48,8 @@ class Hostile(sd.Case):
         self.d, self.opened = None, 0
 
     def add(self, path, **more):
-        return self.d.qmp('blockdev-add', driver=format_of(path), node_name='q', backing=None, read_only=True,
-                          file={'driver': 'file', 'filename': path}, **more)
+        return self.d.qmp('blockdev-add', node_name='q', read_only=True, file={'driver': 'file', 'filename': path},
+                          **options_of(path), **more)
 
     def ours(self, path):
         """Why it does not open; or its size, and what its windows read: None where that fails."""
@@ -64,9 +73,10 @@ class Hostile(sd.Case):
         """What qemu-img reads; None where that fails."""
         parts = []
         for at, n in windows(size):
-            image = {'driver': format_of(path), 'backing': None, 'file': {'driver': 'file', 'filename': path}}
+            image = {**options_of(path), 'file': {'driver': 'file', 'filename': path}}
             whole = {'driver': 'raw', 'offset': at, 'size': -(-n // 512) * 512, 'file': image}
-            p = subprocess.run(['qemu-img', 'convert', '-O', 'raw', 'json:' + json.dumps(whole), self.path('theirs')],
+            p = subprocess.run(['qemu-img', 'convert', *SECRET, '-O', 'raw', 'json:' + json.dumps(whole),
+                                self.path('theirs')],
                                capture_output=True, text=True, errors='replace', timeout=60, check=False)
             if p.returncode:
                 parts.append(None)
@@ -93,7 +103,7 @@ class Hostile(sd.Case):
     def all_of(self, paths):
         """Compares images (name, path)."""
         wrong, n = [], 0
-        self.d = self.daemon()
+        self.d = self.daemon(*SECRET)
         for name, path in paths:
             n += 1
             text = self.compare(path)
@@ -113,8 +123,8 @@ class Hostile(sd.Case):
             for path in sorted(glob.glob(os.path.join(CORPUS, '*'))):
                 with open(path, 'rb') as f:
                     data = f.read()
-                if data[-4:] == b'SDS1':
-                    data = data[:-6 - 4 * data[-5]]
+                if data[-4:] == b'SDS1':  # the option says that zeroes follow
+                    data = data[:-6 - 4 * data[-5]] + bytes(sd.MIB if data[-6] & 8 else 0)
                 with open(self.path('image'), 'wb') as f:
                     f.write(data)
                 yield os.path.basename(path), self.path('image')
