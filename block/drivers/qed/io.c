@@ -270,16 +270,42 @@ int qed_co_pwrite_zeroes(Node *node, uint64_t offset, uint64_t bytes, ReqFlags f
 
 /* ---- size -------------------------------------------------------------------------------------------------------- */
 
-/* What the last cluster holds behind the old end must not come to light. */
-static int grow_co_zero_tail(Qed *q, uint64_t size)
+/* The old end lies within a cluster of the backing file: gives the disk its own, which is zero behind the old end. */
+static int grow_co_own_last(Qed *q)
 {
-    uint64_t old = q->header.image_size, bytes = u64_min(size, align_up(old, q->header.cluster_size)) - old;
-    Extent map;
-    int ret = bytes ? qed_co_map(q, old, bytes, &map) : 0;
+    struct iovec iov = {.iov_base = iov_zeroes, .iov_len = 512};
+    IoVec vec = {.iov = &iov, .n = 1, .size = iov.iov_len};
 
-    if (!bytes || ret < 0 || map.kind != QED_DATA)
-        return ret;
-    return child_co_pwrite_zeroes(q->node->file, map.host, bytes, 0);
+    return extents_co_write(q->node, &extent_ops, q->header.image_size, vec.size, &vec, 0);
+}
+
+/*
+ * What the last cluster holds behind the old end must not come to light, nor what a longer backing file has: data
+ * becomes zero, and zero entries cover the rest. All that is durable on return, so the size may follow.
+ */
+static int grow_co_hide(Qed *q, uint64_t size)
+{
+    uint64_t at = q->header.image_size, end = align_up(at, q->header.cluster_size);
+    int ret = 0;
+
+    if (q->node->backing)
+        end = u64_max(end, q->node->backing->node->size);
+    end = u64_min(end, size);
+    while (at < end && ret == 0) {
+        uint64_t done = 0;
+        Extent map;
+        ret = qed_co_map(q, at, end - at, &map);
+        if (ret == 0 && map.kind == QED_UNALLOCATED && !backing_at(q->node, at))
+            done = map.bytes; /* and so is the rest */
+        else if (ret == 0 && map.kind == QED_UNALLOCATED && qed_in_cluster(q, at))
+            ret = grow_co_own_last(q); /* and look again */
+        else if (ret == 0)
+            ret = zero_co_extent(q, &map, at, !qed_in_cluster(q, at), 0, &done);
+        at += done;
+    }
+    if (ret == 0)
+        ret = qed_co_commit(q);
+    return ret == 0 ? child_co_flush(q->node->file) : ret;
 }
 
 bool qed_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode prealloc, ReqFlags flags, GError **error)
@@ -300,9 +326,7 @@ bool qed_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode preallo
     store_le64(field, size);
     ret = qed_co_before_write(q, false);
     if (ret == 0)
-        ret = grow_co_zero_tail(q, size);
-    if (ret == 0)
-        ret = child_co_flush(node->file);
+        ret = grow_co_hide(q, size);
     if (ret == 0)
         ret = child_co_pwrite(node->file, QED_H_IMAGE_SIZE, sizeof(field), field, 0);
     if (ret == 0)

@@ -134,6 +134,7 @@ const Driver driver_qed = {
     .state_size = sizeof(Qed),
     .is_format = true,
     .supports_backing = true,
+    .grows_zeroed = true,
     .co_open = qed_co_open,
     .co_close = qed_co_close,
     .co_set_read_only = qed_co_set_read_only,

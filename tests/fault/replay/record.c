@@ -28,12 +28,13 @@ static void shell_must(const Run *run, const char *command)
 
 static void make_base(const Run *run)
 {
-    g_autofree uint8_t *data = g_malloc(run->w->size);
+    uint64_t size = run->w->base ? run->w->base : run->w->size;
+    g_autofree uint8_t *data = g_malloc(size);
     g_autofree char *path = g_build_filename(run->folder, "base", NULL);
 
-    for (uint64_t s = 0; s < run->w->size / SECTOR; s++)
+    for (uint64_t s = 0; s < size / SECTOR; s++)
         fill(data + s * SECTOR, SECTOR, base_value(s));
-    disk_load(disk_get("base"), data, run->w->size);
+    disk_load(disk_get("base"), data, size);
     disk_store_file(disk_get("base"), path);
 }
 

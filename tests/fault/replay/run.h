@@ -31,6 +31,7 @@ typedef struct Workload {
     uint64_t longest; /* bytes of long requests, 0: a twentieth of the disk, and seldom */
     uint64_t sub;     /* bytes of a subcluster, 0: there are none */
     bool backing;     /* a raw "base" with content */
+    uint64_t base;    /* its bytes, 0: as many as the disk has */
     unsigned ops;     /* of the guest, in each of two rounds */
     const Mix *mix;   /* NULL: some of everything */
     /* NULL: two rounds of the guest's requests */
@@ -45,6 +46,7 @@ typedef struct Workload {
 /* Bodies, in workloads-jobs.c. */
 void resize_co_body(Run *run);
 void resize_tail_co_body(Run *run);
+void grow_co_body(Run *run);
 void damage_co_body(Run *run);
 void keys_co_body(Run *run);
 void commit_active_co_body(Run *run);

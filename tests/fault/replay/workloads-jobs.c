@@ -31,6 +31,21 @@ void resize_co_body(Run *run)
     run_co_close(run);
 }
 
+/* Larger and larger, over a base that is longer at first. */
+void grow_co_body(Run *run)
+{
+    if (!run_co_open(run, NULL))
+        return;
+    for (int i = 0; i < 4; i++) {
+        guest_co_run(run, run->w->ops / 4);
+        if (rnd(2))
+            flush_co_all(run);
+        guest_co_resize(run, (run->sectors + 1 + rnd(run->w->size / SECTOR / 2)) * SECTOR);
+    }
+    guest_co_run(run, run->w->ops / 4);
+    run_co_close(run);
+}
+
 /* What a shrunk disk's last cluster holds behind the end must not come to light when it grows again. */
 void resize_tail_co_body(Run *run)
 {
