@@ -53,7 +53,7 @@ struct Job {
     bool user_paused; /* by a client or an error */
     bool cancelled;   /* asked to end; with force_cancel: now */
     bool force_cancel;
-    bool own_drain;       /* co_run itself holds a drained section: pause points let it pass */
+    bool own_drain;       /* co_run itself holds a drained section, and pauses for nobody */
     unsigned pause_count; /* reasons to pause: a client, drained sections */
     int ret;              /* 0 or -errno */
     char *error;          /* for people; NULL: none */
@@ -99,6 +99,10 @@ void job_co_sleep_rate(Job *job, int64_t ns);
 void job_co_wait(Job *job);
 /* Wakes it out of the two above. Harmless at any time. */
 void job_kick(Job *job);
+/* A drained section of the job's own, at most one: it goes on working, and is in nobody else's section until the end.
+ * A pause point comes first. False: it is cancelled, and there is no section. The end may also be after co_run. */
+bool job_co_drained_begin(Job *job, Node *node);
+void job_drained_end(Job *job, Node *node);
 
 /* Changes state as the table allows, and tells clients. */
 void job_set_status(Job *job, JobStatus status);

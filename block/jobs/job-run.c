@@ -4,6 +4,10 @@
  * Two flags tell where the coroutine is. busy: it runs, or waits for its I/O. waiting: it sleeps or is paused, and
  * job_kick() wakes it. A drained section raises pause_count and kicks; quiet is reached when the job is paused, or was
  * asleep with nothing in flight: it then goes to its pause point without touching the graph.
+ *
+ * A job that drains its own nodes goes on with its work in that section (own_drain), while everybody else's sections
+ * wait until it is over: to them the job is busy. It begins none while somebody else's is in force. So two jobs that
+ * drain each other never wait for each other: the one that begins makes the other pause first.
  */
 #include "block/graph/drain.h"
 #include "block/jobs/job-int.h"
@@ -93,6 +97,22 @@ void job_co_sleep_rate(Job *job, int64_t ns)
     job_co_sleep_on(job, LOOP_CLOCK_RATE, ns);
 }
 
+bool job_co_drained_begin(Job *job, Node *node)
+{
+    job_co_pause_point(job);
+    if (job_is_cancelled(job))
+        return false;
+    job->own_drain = true;
+    node_co_drained_begin(node);
+    return true;
+}
+
+void job_drained_end(Job *job, Node *node)
+{
+    job->own_drain = false;
+    node_drained_end(node);
+}
+
 static void job_co_entry(void *opaque)
 {
     Job *job = opaque;
@@ -170,7 +190,8 @@ static bool job_port_drained_poll(Port *port)
 {
     Job *job = port->owner;
 
-    if (job->busy && !job->own_drain)
+    /* Its own section does not wait for itself; once co_run is over, nothing goes on in it any more. */
+    if (job->co && job->co != coroutine_self() && (job->busy || job->own_drain))
         return true;
     return job->drv->drained_poll && job->drv->drained_poll(job);
 }

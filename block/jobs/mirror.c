@@ -81,9 +81,7 @@ static int mirror_co_mark(MirrorJob *m)
 
 static void mirror_co_drain(MirrorJob *m)
 {
-    m->common.own_drain = true;
-    node_co_drained_begin(m->source);
-    m->drained = true;
+    m->drained = job_co_drained_begin(&m->common, m->source);
 }
 
 static void mirror_undrain(MirrorJob *m)
@@ -91,8 +89,7 @@ static void mirror_undrain(MirrorJob *m)
     if (!m->drained)
         return;
     m->drained = false;
-    node_drained_end(m->source);
-    m->common.own_drain = false;
+    job_drained_end(&m->common, m->source);
 }
 
 /* Flushes the target. An error that is not to be reported means: try again later. 1: flushed, 0: not, or -errno. */
@@ -104,6 +101,7 @@ static int mirror_co_flush(MirrorJob *m)
         return 1;
     if (job_error_action(&m->common, m->on_target_error, false, -ret) == BLOCK_ERROR_ACTION_REPORT)
         return ret;
+    mirror_undrain(m);
     job_co_sleep(&m->common, JOB_ERROR_REST_NS);
     return 0;
 }
@@ -127,12 +125,11 @@ static bool mirror_co_converge(MirrorJob *m, bool drain, int *ret)
             *ret = MIN(flushed, 0);
             if (flushed)
                 return flushed > 0 && !job_is_cancelled(&m->common);
+        } else if (m->common.user_paused || m->copy->failed_lately) {
+            mirror_undrain(m); /* an error that stops or delays the job must not stop the client with it */
         } else if (!m->drained && bitmap_count(m->dirty) <= SMALL_REST && (drain || passes >= PATIENCE)) {
             mirror_co_drain(m);
         }
-        /* An error that stops the job must not stop the client with it. */
-        if (m->drained && m->common.user_paused)
-            mirror_undrain(m);
     }
 }
 

@@ -17,8 +17,13 @@ typedef struct Toy {
     int prepare_ret;
     int steps;
     bool in_request; /* drained_poll */
+    bool drains;     /* works in a drained section of its own, for as long as it may */
+    bool stay;       /* and is asleep there, now and then, until told to leave */
+    bool inside;     /* in it */
     Port *port;
 } Toy;
+
+static Node *leaf_node;
 
 static Toy *toy_of(Job *job)
 {
@@ -35,6 +40,17 @@ static int toy_co_run(Job *job, GError **error)
             return 0;
         aio_co_reschedule();
         job_progress_done(job, 10);
+    }
+    if (t->drains && job_co_drained_begin(job, leaf_node)) {
+        t->inside = true;
+        while (t->stay) {
+            job_co_pause_point(job);
+            aio_co_reschedule();
+            job_co_sleep(job, 1000);
+        }
+        t->inside = false;
+        job_drained_end(job, leaf_node);
+        job_co_pause_point(job);
     }
     if (t->ready_first)
         job_set_ready(job);
@@ -571,17 +587,21 @@ static void test_error_actions(void **state)
 /* ---- drained sections ---- */
 
 static const Driver leaf = {.name = "leaf", .is_protocol = true};
-static Node *leaf_node;
 static int drain_step;
 
-static void port_co_entry(void *opaque)
+static void leaf_port_co_entry(void *opaque)
 {
     Toy *t = opaque;
 
-    leaf_node = node_new_internal(graph, &leaf, "leaf", &(NodeFlags){0}, 4096, NULL);
     t->port = job_co_open_port(&t->common, leaf_node, 0, PERM_ALL, NULL);
     assert_non_null(t->port);
     job_add_node(&t->common, leaf_node);
+}
+
+static void port_co_entry(void *opaque)
+{
+    leaf_node = node_new_internal(graph, &leaf, "leaf", &(NodeFlags){0}, 4096, NULL);
+    leaf_port_co_entry(opaque);
 }
 
 static void drain_co_entry(void *opaque)
@@ -653,6 +673,68 @@ static void test_start_while_drained(void **state)
     told("a:running ");
 }
 
+/* Others' sections wait for the job's own, whether they begin in it or a moment before. */
+static void test_own_section(void **state)
+{
+    Toy *t = toy_with_port();
+
+    t->drains = t->stay = true;
+    job_start(&t->common);
+    assert_true(t->inside);
+    coroutine_start(loop, drain_co_entry, NULL);
+    for (int i = 0; i < 20; i++) {
+        turns(1);
+        assert_int_equal(drain_step, 1);
+        assert_true(t->inside);
+    }
+    t->stay = false;
+    while (drain_step < 3) {
+        turns(1);
+        assert_false(t->inside && drain_step == 2);
+    }
+    assert_int_equal(t->common.pause_count, 0);
+}
+
+static void test_own_section_later(void **state)
+{
+    Toy *t = toy_with_port();
+
+    t->drains = true;
+    t->steps = 1;
+    job_start(&t->common);
+    coroutine_start(loop, drain_co_entry, NULL);
+    while (drain_step < 3) {
+        assert_false(t->inside);
+        turns(1);
+    }
+    turns(6);
+    assert_int_equal(t->common.status, JOB_STATUS_RUNNING);
+    assert_int_equal(t->common.pause_count, 0);
+}
+
+/* They are never in force at once, and both come to an end. */
+static void test_two_own_sections(void **state)
+{
+    Toy *a = toy_with_port(), *b = toy_new("b", NULL);
+    bool been_in_a = false, been_in_b = false;
+
+    coroutine_start(loop, leaf_port_co_entry, b);
+    a->drains = b->drains = a->stay = b->stay = b->hold = true;
+    a->steps = b->steps = 1; /* both are at work when the first section begins */
+    job_start(&a->common);
+    job_start(&b->common);
+    for (int i = 0; i < 50; i++) {
+        turns(1);
+        assert_false(a->inside && b->inside);
+        a->stay = i < 10 || !a->inside;
+        b->stay = i < 10 || !b->inside;
+        been_in_a |= a->inside;
+        been_in_b |= b->inside;
+    }
+    assert_true(been_in_a && been_in_b && !a->inside && !b->inside);
+    assert_int_equal(a->common.pause_count + b->common.pause_count, 0);
+}
+
 /* ---- queries ---- */
 
 static void test_query(void **state)
@@ -715,6 +797,9 @@ int main(void)
         CASE(test_drain_pauses),
         CASE(test_drain_waits_for_requests),
         CASE(test_start_while_drained),
+        CASE(test_own_section),
+        CASE(test_own_section_later),
+        CASE(test_two_own_sections),
         CASE(test_query),
     };
 
