@@ -216,6 +216,32 @@ class Life(Persistent):
         self.assertEqual([], peer_extents(self.image, 'b'))
         sd.check_image(self.image)
 
+    def test_no_disk_left(self):
+        """The format cannot say anything about 0 bytes: the bitmap goes, and the image stays good."""
+        self.create()
+        d = self.start()
+        self.add(d)
+        self.add(d, 'other')
+        d.shutdown()
+        d = self.start()
+        d.cmd('block_resize', node_name=NAME, size=0)
+        self.fails(d, 'Cannot store dirty bitmaps of a disk of 0 bytes', 'block-dirty-bitmap-add', node=NAME, name='c',
+                   persistent=True)
+        d.cmd('block_resize', node_name=NAME, size=SIZE)
+        self.write(d, (0, 4096))
+        self.assertEqual([(0, 65536)], self.dirty(d))  # here they still are
+        d.cmd('block_resize', node_name=NAME, size=0)
+        d.shutdown()
+        self.assertIn("bitmap 'other' of node 'disk' is not stored", d.stderr())
+        sd.check_image(self.image)
+        self.assertEqual({}, self.stored())
+        d = self.start()
+        self.assertNotIn('dirty-bitmaps', d.node(NAME))
+        d.cmd('block_resize', node_name=NAME, size=SIZE)
+        self.add(d)
+        d.shutdown()
+        self.assertEqual(['b'], list(self.stored()))
+
     def test_bitmaps_stay_with_their_node(self):
         """A snapshot makes their image read-only: they are stored then. commit writes to it again."""
         self.create()

@@ -161,6 +161,8 @@ bool q2_can_store_bitmap(Node *node, const char *name, uint64_t granularity, GEr
 
     if (q->header.version < 3)
         return error_set(error, "Cannot store dirty bitmaps in qcow2 v2 files");
+    if (!q->header.size)
+        return error_set(error, "Cannot store dirty bitmaps of a disk of 0 bytes");
     if (granularity > UINT64_C(1) << Q2_BITMAP_MAX_BITS)
         return error_set(error, "Granularity exceeds maximum (%" G_GUINT64_FORMAT " bytes)",
                          UINT64_C(1) << Q2_BITMAP_MAX_BITS);

@@ -16,6 +16,8 @@
  *
  * So a crash leaves the old bitmaps, in use, or the new ones; or leaks. Storing is the last thing before the node stops
  * writing, so no write comes after 4 that the bitmaps do not know of. When it fails, the image's stay in use.
+ *
+ * A disk of 0 bytes has no bitmaps: the format has no word for theirs.
  */
 #include "block/drivers/qcow2/bitmaps.h"
 #include "block/graph/bitmap.h"
@@ -305,7 +307,7 @@ static bool is_changed(const Qcow2 *q)
 
     for (GList *l = q->node->bitmaps.head; l; l = l->next) {
         const Bitmap *bitmap = l->data;
-        n += bitmap->persistent;
+        n += bitmap->persistent && (q->header.size || bitmap->inconsistent);
         unsaved |= bitmap->persistent && bitmap->unsaved;
     }
     return unsaved || n != q->stored->len || (n && q->wrote);
@@ -320,6 +322,11 @@ static bool store_co_bitmap(Store *s, const Bitmap *bitmap, GError **error)
         Q2Bitmap *old = find_stored(s->q, bitmap->name);
         if (old)
             g_ptr_array_add(s->list, old);
+        return true;
+    }
+    if (!s->q->header.size) { /* its table would have no entry, which nobody takes */
+        g_printerr("storage-daemon: bitmap '%s' of node '%s' is not stored, because the disk has no bytes\n",
+                   bitmap->name, s->q->node->name);
         return true;
     }
     if (!q2_bitmap_check_size(s->q, s->q->header.size, bitmap->granularity, error)) {
