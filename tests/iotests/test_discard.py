@@ -1,6 +1,8 @@
 """What becomes of discards in qcow2 images: pass-discard-request, discard-no-unref."""
+import errno
 import os
 
+import nbd
 import sd
 
 SIZE = 8 * sd.MIB
@@ -55,6 +57,43 @@ class Discard(sd.Case):
         self.fails(self.daemon(), 'discard-no-unref is only supported since qcow2 version 3', 'blockdev-add',
                    {'driver': 'qcow2', 'node-name': 'q', 'file': {'driver': 'file', 'filename': image},
                     'discard-no-unref': True})
+
+    def full(self):
+        """All of a file that cannot grow is in use, by the first SIZE bytes of a larger disk."""
+        space = SIZE + 16 * 65536
+        image = sd.create_image(self.path('full'), 'qcow2', 4 * SIZE)
+        os.truncate(image, space)
+        self.d = self.daemon()
+        self.d.cmd('blockdev-add', {'driver': 'qcow2', 'node-name': 'q', 'discard': 'unmap', 'file': {
+            'driver': 'raw', 'size': space, 'file': {'driver': 'file', 'filename': image}}})
+        return image, self.d.export('q', writable=True)
+
+    def fill(self, h, start, byte):
+        """Writes until there is no space left; how far it came."""
+        for at in range(start, start + SIZE, 65536):
+            try:
+                h.pwrite(bytes([byte]) * 65536, at)
+            except nbd.Error as e:
+                self.assertEqual(errno.ENOSPC, e.errnum)
+                return at - start
+        return SIZE
+
+    def test_space_is_used_again(self):
+        """Nobody flushes, but what was discarded is free when it is needed."""
+        image, uri = self.full()
+        with sd.nbd_connect(uri) as h:
+            self.assertEqual(SIZE, self.fill(h, 0, 1))
+            for i in range(1, 4):
+                h.trim(SIZE, (i - 1) * SIZE)
+                self.assertEqual(SIZE, self.fill(h, i * SIZE, i + 1), f'round {i}')
+            self.assertLess(self.fill(h, 0, 5), SIZE)
+            self.assertEqual(b'\4' * SIZE, h.pread(SIZE, 3 * SIZE))
+            h.zero(SIZE, 3 * SIZE)  # and so is what was zeroed, by whatever needs space
+        self.d.cmd('blockdev-snapshot-internal-sync', device='q', name='s')
+        self.d.cmd('block-dirty-bitmap-add', node='q', name='b', persistent=True)
+        self.d.shutdown()
+        sd.check_image(image)
+        self.assertEqual(['b'], [b['name'] for b in sd.image_info(image)['format-specific']['data']['bitmaps']])
 
 
 if __name__ == '__main__':

@@ -42,6 +42,8 @@ static int take_co_new(Qcow2 *q, uint64_t bytes, Q2Run *ret_run)
     Q2Run run;
     int ret = q2_co_alloc(q, n, true, &run);
 
+    if (q2_free_co_reclaim(q, ret))
+        ret = q2_co_alloc(q, n, true, &run);
     if (ret < 0)
         return ret;
     ret = q2_co_meta_check(q, 0, run.offset, n << q->cluster_bits);

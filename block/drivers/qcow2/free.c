@@ -10,6 +10,8 @@
  * A later commit gives what was written a time of grace: it begins a new phase of requests (q2_data_enter() counts a
  * request in the present one), and behind its barrier, when the last request of the old phase has ended, lowers the
  * counts. A request that takes long so delays only what is freed, never a flush.
+ *
+ * So space comes back late. Whoever finds none left has what waits freed at once, and tries again.
  */
 #include "block/drivers/qcow2/qcow2.h"
 
@@ -76,6 +78,22 @@ void q2_free_co_throttle(Qcow2 *q)
     /* An error is not this request's: what could not be written is still dirty and the next flush fails. */
     if (G_UNLIKELY(q->dropped.n > MAX_DROPPED || q->free_bytes > MAX_DROPPED_BYTES))
         q2_co_commit(q);
+}
+
+bool q2_free_co_reclaim(Qcow2 *q, int ret)
+{
+    if (G_LIKELY(ret != -ENOSPC) || !q2_free_pending(q))
+        return false;
+    comutex_co_lock(&q->commit_lock);
+    ret = 0;
+    /* What is dropped now is written by the first commit and freed by the second, or by the third when requests were in
+     * the way; one more for what the first had to free before. */
+    for (unsigned i = 0; i < 4 && ret == 0 && q2_free_pending(q); i++) {
+        ret = q2_co_commit_locked(q);
+        q2_free_co_wait(q);
+    }
+    comutex_unlock(&q->commit_lock);
+    return ret == 0;
 }
 
 /* All of @from to the end of @to, without joining anything: @to may be in use. */

@@ -106,6 +106,8 @@ int q2_co_pwritev_compressed(Node *node, uint64_t offset, uint64_t bytes, const 
     while (bytes && ret == 0) {
         uint64_t n = u64_min(bytes, q->cluster_size);
         ret = packed_co_write(q, offset, n, vec, vec_offset);
+        if (q2_free_co_reclaim(q, ret))
+            ret = packed_co_write(q, offset, n, vec, vec_offset);
         offset += n;
         vec_offset += n;
         bytes -= n;

@@ -80,8 +80,11 @@ int q2_co_preallocate(Qcow2 *q, uint64_t old_size, uint64_t size, PreallocMode m
     int ret = 0;
 
     while (gc < end && ret == 0) {
+        uint64_t room = u64_min(end - gc, (1u << q->slice_bits) - q2_slice_index(q, gc));
         Q2Run run;
-        ret = q2_co_data_alloc(q, gc, u64_min(end - gc, (1u << q->slice_bits) - q2_slice_index(q, gc)), &run);
+        ret = q2_co_data_alloc(q, gc, room, &run);
+        if (q2_free_co_reclaim(q, ret))
+            ret = q2_co_data_alloc(q, gc, room, &run);
         if (ret < 0)
             break;
         ret = run_co_fill(q, gc << q->cluster_bits, q2_has_data_file(q) ? size : UINT64_MAX, &run, mode);

@@ -298,6 +298,9 @@ void q2_free_written(Qcow2 *q);
 void q2_free_co_wait(Qcow2 *q);
 /* Is there anything that waits to be freed? */
 bool q2_free_pending(const Qcow2 *q);
+/* A request failed with @ret. Was it for want of space, while something waited to be freed? Then that is free now, and
+ * the request may be tried once more. Nothing may be held. */
+bool q2_free_co_reclaim(Qcow2 *q, int ret);
 /* Commits when a lot waits: else, without flushes, nothing would ever become free. Nothing may be held. */
 void q2_free_co_throttle(Qcow2 *q);
 

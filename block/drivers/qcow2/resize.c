@@ -100,11 +100,13 @@ static int l1_co_grow(Qcow2 *q, uint64_t size)
 {
     int ret;
 
-    comutex_co_lock(&q->l1_lock);
-    comutex_co_lock(&q->commit_lock);
-    ret = l1_co_grow_locked(q, (uint32_t)size);
-    comutex_unlock(&q->commit_lock);
-    comutex_unlock(&q->l1_lock);
+    do {
+        comutex_co_lock(&q->l1_lock);
+        comutex_co_lock(&q->commit_lock);
+        ret = l1_co_grow_locked(q, (uint32_t)size);
+        comutex_unlock(&q->commit_lock);
+        comutex_unlock(&q->l1_lock);
+    } while (q2_free_co_reclaim(q, ret));
     return ret;
 }
 

@@ -133,7 +133,11 @@ int q2_shadow_co_begin(Q2Shadow *s, Qcow2 *q, uint64_t clusters)
     *s = (Q2Shadow){.q = q, .locked = true, .drops = g_array_new(FALSE, FALSE, sizeof(Q2Free))};
     comutex_co_lock(&q->l1_lock);
     comutex_co_lock(&q->commit_lock);
-    ret = q->corrupt ? -EIO : shadow_co_reserve(q, clusters);
+    ret = q->corrupt ? -EIO : 0;
+    if (ret == 0 && q2_free_pending(q)) /* that space may be needed */
+        ret = q2_co_settle_locked(q);
+    if (ret == 0)
+        ret = shadow_co_reserve(q, clusters);
     if (ret == 0)
         ret = shadow_co_take_region(s);
     if (ret == 0)

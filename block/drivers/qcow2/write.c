@@ -296,6 +296,8 @@ int q2_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec,
         ret = q2_co_before_first_write(q);
     if (ret == 0)
         ret = extents_co_write(node, &q2_extent_ops, offset, bytes, vec, vec_offset);
+    if (G_UNLIKELY(q2_free_co_reclaim(q, ret)))
+        ret = extents_co_write(node, &q2_extent_ops, offset, bytes, vec, vec_offset);
     q2_free_co_throttle(q);
     return ret;
 }
@@ -331,6 +333,8 @@ int q2_co_copy_from(Node *node, uint64_t offset, uint64_t bytes, Node *source, u
         const Payload p = {.source = source, .source_offset = source_offset};
         uint64_t done;
         ret = copy_co_step(q, offset, bytes, &p, &done);
+        if (q2_free_co_reclaim(q, ret))
+            ret = copy_co_step(q, offset, bytes, &p, &done);
         if (ret < 0)
             break;
         offset += done;

@@ -198,6 +198,8 @@ static int zero_co_subs(Qcow2 *q, uint64_t u, uint64_t n, Why why)
             /* reads as zeroes already, with nothing to let go of */
         } else {
             ret = zero_co_slice(q, u, n, why, &done);
+            if (q2_free_co_reclaim(q, ret))
+                ret = zero_co_slice(q, u, n, why, &done);
             q2_free_co_throttle(q);
         }
         u += done;
