@@ -18,6 +18,7 @@ typedef struct Daemon {
     JobList *jobs;
     ExportList *exports;
     GQueue objects; /* of Object *: object.h */
+    CoMutex acting; /* for transactions, between their first co_prepare and their last co_commit or co_abort */
     bool quitting;  /* quit or SIGTERM: no new work */
 
     /* sessions and where they come from: chardev.c, session.c */

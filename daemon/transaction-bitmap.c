@@ -1,6 +1,9 @@
 /*
  * Actions on dirty bitmaps. A bitmap changes between two requests, never in one, so no node needs to rest for them: a
  * write in flight is recorded when it completes.
+ *
+ * Other actions may have to wait while they are undone, so clients' writes may come in between prepare and abort. What
+ * was not recorded in the meantime is reported as changed afterwards: too much, never too little.
  */
 #include "block/graph/bitmap.h"
 #include "block/graph/driver.h"
@@ -9,6 +12,8 @@
 typedef struct BitmapAction {
     Action common;
     Bitmap *bitmap;
+    Node *node;        /* whose bitmap it is, from co_prepare on; referenced */
+    uint64_t gen;      /* its write_gen then */
     HBitmap *old_bits; /* clear, merge: what it held before */
     bool was_enabled;  /* enable, disable */
     gint place;        /* remove: where it stood among its node's bitmaps */
@@ -27,6 +32,24 @@ static bool bitmap_co_expect(Action *action, const char *node, const char *name,
     Bitmap *bitmap = bitmap_lookup(action->txn->daemon->graph, node, name, NULL, comes ? NULL : error);
 
     return bitmap ? bitmap_co_touch(bitmap, error) : comes;
+}
+
+/* The end of co_prepare: the bitmap stays where it is until all is done, whatever becomes of its node. */
+static bool bitmap_hold(BitmapAction *a)
+{
+    a->node = node_ref(a->bitmap->node);
+    a->gen = a->node->write_gen;
+    return true;
+}
+
+static bool bitmap_missed_writes(const BitmapAction *a)
+{
+    return a->node->write_gen != a->gen;
+}
+
+static void bitmap_co_clean(Action *action)
+{
+    node_co_unref(((BitmapAction *)action)->node);
 }
 
 static bool existing_co_open(Action *action, GError **error)
@@ -65,12 +88,15 @@ static bool add_co_prepare(Action *action, GError **error)
     }
     a->bitmap->persistent = a->bitmap->unsaved = arg->persistent;
     a->bitmap->enabled = !arg->disabled;
-    return true;
+    return bitmap_hold(a);
 }
 
 static void add_co_abort(Action *action)
 {
-    bitmap_free(((BitmapAction *)action)->bitmap);
+    Bitmap *bitmap = ((BitmapAction *)action)->bitmap;
+
+    if (!bitmap->busy) /* else a client found it meanwhile, and exports it */
+        bitmap_free(bitmap);
 }
 
 const ActionKind action_bitmap_add = {
@@ -78,6 +104,7 @@ const ActionKind action_bitmap_add = {
     .co_open = add_co_open,
     .co_prepare = add_co_prepare,
     .co_abort = add_co_abort,
+    .co_clean = bitmap_co_clean,
 };
 
 /* ---- remove: out of the image and out of sight first, freed at commit ------------------------------------------- */
@@ -113,7 +140,7 @@ static bool remove_co_prepare(Action *action, GError **error)
     bitmaps = &a->bitmap->node->bitmaps;
     a->place = g_queue_index(bitmaps, a->bitmap);
     g_queue_remove(bitmaps, a->bitmap);
-    return true;
+    return bitmap_hold(a);
 }
 
 static void remove_co_commit(Action *action)
@@ -125,7 +152,9 @@ static void remove_co_abort(Action *action)
 {
     BitmapAction *a = (BitmapAction *)action;
 
-    g_queue_push_nth(&a->bitmap->node->bitmaps, a->bitmap, a->place);
+    g_queue_push_nth(&a->node->bitmaps, a->bitmap, a->place);
+    if (bitmap_missed_writes(a) && bitmap_recording(a->bitmap))
+        bitmap_set(a->bitmap, 0, a->node->size);
 }
 
 const ActionKind action_bitmap_remove = {
@@ -134,15 +163,17 @@ const ActionKind action_bitmap_remove = {
     .co_prepare = remove_co_prepare,
     .co_commit = remove_co_commit,
     .co_abort = remove_co_abort,
+    .co_clean = bitmap_co_clean,
 };
 
 /* ---- clear and merge: other bits, the old ones kept until commit ------------------------------------------------ */
 
 /* Takes @bits. */
-static void exchange_bits(BitmapAction *a, HBitmap *bits)
+static bool exchange_bits(BitmapAction *a, HBitmap *bits)
 {
     a->old_bits = a->bitmap->bits;
     a->bitmap->bits = bits;
+    return bitmap_hold(a);
 }
 
 static bool clear_co_prepare(Action *action, GError **error)
@@ -155,8 +186,7 @@ static bool clear_co_prepare(Action *action, GError **error)
     bits = hbitmap_new(hbitmap_size(a->bitmap->bits), hbitmap_granularity_bits(a->bitmap->bits));
     if (!bits)
         return error_set(error, "No memory to clear bitmap '%s'", a->bitmap->name);
-    exchange_bits(a, bits);
-    return true;
+    return exchange_bits(a, bits);
 }
 
 static void bits_co_commit(Action *action)
@@ -168,6 +198,12 @@ static void bits_co_abort(Action *action)
 {
     BitmapAction *a = (BitmapAction *)action;
 
+    if (bitmap_missed_writes(a)) {
+        bool same_size =
+            hbitmap_truncate(a->old_bits, hbitmap_size(a->bitmap->bits)) && hbitmap_merge(a->old_bits, a->bitmap->bits);
+        if (!same_size)
+            hbitmap_set(a->old_bits, 0, hbitmap_size(a->old_bits));
+    }
     hbitmap_free(a->bitmap->bits);
     a->bitmap->bits = a->old_bits;
 }
@@ -178,6 +214,7 @@ const ActionKind action_bitmap_clear = {
     .co_prepare = clear_co_prepare,
     .co_commit = bits_co_commit,
     .co_abort = bits_co_abort,
+    .co_clean = bitmap_co_clean,
 };
 
 /* One of the sources: by its name alone on the target's node, or with its own node. */
@@ -221,8 +258,7 @@ static bool merge_co_prepare(Action *action, GError **error)
                              " and source size is %" G_GUINT64_FORMAT ") and can't be merged",
                              hbitmap_size(merged), hbitmap_size(source->bits));
     }
-    exchange_bits(a, g_steal_pointer(&merged));
-    return true;
+    return exchange_bits(a, g_steal_pointer(&merged));
 }
 
 const ActionKind action_bitmap_merge = {
@@ -231,6 +267,7 @@ const ActionKind action_bitmap_merge = {
     .co_prepare = merge_co_prepare,
     .co_commit = bits_co_commit,
     .co_abort = bits_co_abort,
+    .co_clean = bitmap_co_clean,
 };
 
 /* ---- enable and disable ----------------------------------------------------------------------------------------- */
@@ -243,7 +280,7 @@ static bool set_enabled(BitmapAction *a, bool enabled, GError **error)
     a->was_enabled = a->bitmap->enabled;
     a->bitmap->enabled = enabled;
     a->bitmap->unsaved = a->bitmap->persistent;
-    return true;
+    return bitmap_hold(a);
 }
 
 static bool enable_co_prepare(Action *action, GError **error)
@@ -260,6 +297,8 @@ static void enabled_co_abort(Action *action)
 {
     BitmapAction *a = (BitmapAction *)action;
 
+    if (a->was_enabled && !a->bitmap->enabled && bitmap_missed_writes(a))
+        bitmap_set(a->bitmap, 0, a->node->size);
     a->bitmap->enabled = a->was_enabled;
 }
 
@@ -268,6 +307,7 @@ const ActionKind action_bitmap_enable = {
     .co_open = existing_co_open,
     .co_prepare = enable_co_prepare,
     .co_abort = enabled_co_abort,
+    .co_clean = bitmap_co_clean,
 };
 
 const ActionKind action_bitmap_disable = {
@@ -275,4 +315,5 @@ const ActionKind action_bitmap_disable = {
     .co_open = existing_co_open,
     .co_prepare = disable_co_prepare,
     .co_abort = enabled_co_abort,
+    .co_clean = bitmap_co_clean,
 };

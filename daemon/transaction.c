@@ -163,7 +163,7 @@ static bool transaction_co_write(Transaction *t, GError **error)
 }
 
 /* All are prepared and committed, or none is. */
-static bool transaction_co_act(Transaction *t, GError **error)
+static bool transaction_co_act_locked(Transaction *t, GError **error)
 {
     for (guint i = 0; i < t->actions->len; i++) {
         Action *action = g_ptr_array_index(t->actions, i);
@@ -182,6 +182,17 @@ static bool transaction_co_act(Transaction *t, GError **error)
             action->kind->co_commit(action);
     }
     return true;
+}
+
+/* One transaction after the other. Undoing may have to wait, and what one has prepared nobody else may take away. */
+static bool transaction_co_act(Transaction *t, GError **error)
+{
+    bool ok;
+
+    comutex_co_lock(&t->daemon->acting);
+    ok = transaction_co_act_locked(t, error);
+    comutex_unlock(&t->daemon->acting);
+    return ok;
 }
 
 static void transaction_co_clean(Transaction *t, guint opened)

@@ -8,10 +8,11 @@
  * - Those nodes are drained: one point in time for all of them.
  * - co_write does what takes I/O on the nodes at rest, one action after another. It may take long, and others may
  *   change the world meanwhile; what it does can be undone.
- * - co_prepare does it, in a way that can be undone. From the first co_prepare to the last co_commit or co_abort
- *   nothing yields, so nobody ever sees half a transaction.
+ * - co_prepare does it, in a way that can be undone. From the first co_prepare to the last co_commit nothing yields, so
+ *   nobody ever sees half a transaction; and no other transaction comes in between.
  * - co_commit makes it final; or, in reverse order and only for those that were prepared, co_abort undoes it.
- *   Neither can fail. Then co_unwrite, the same way, undoes co_write; it may wait.
+ *   Neither can fail; an abort may have to wait, while clients' requests go on. Then co_unwrite, the same way, undoes
+ *   co_write; it may wait, too.
  * - The nodes go on. co_clean gives back what co_open got, in reverse order; it may take long again.
  *
  * A single command is a transaction of one. All fields: the loop's thread.
