@@ -337,6 +337,67 @@ static void damage_co_body(void)
 }
 CO_TEST(damage)
 
+/* A discard of what an entry wrongly leads to: metadata is not let go of, nor is its content. */
+static void discard_metadata_co_body(void)
+{
+    const uint64_t copied = UINT64_C(1) << 63;
+    uint64_t l2 = damaged_start(), l1 = peek(40), l1_entry = peek((long)l1);
+    Node *node;
+    Port *port;
+
+    qapi_set_event_sink(on_event, NULL);
+    poke((long)l2, 8, copied | l1);
+    node = must_co_open("{'driver':'qcow2','node-name':'q','discard':'unmap',"
+                        "'file':{'driver':'file','discard':'unmap','filename':'%s/image'}}",
+                        folder);
+    port = must_co_port(node, true);
+    g_clear_pointer(&last_event, g_free);
+    assert_int_equal(port_co_pdiscard(port, 0, 64 * KIB), 0);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(port_co_pwrite(port, MIB, 1, "x", 0), last_event ? -EIO : 0);
+        port_co_flush(port);
+    }
+    assert_non_null(last_event);
+    assert_non_null(strstr(last_event, "from being freed"));
+    assert_int_equal(peek((long)l1), l1_entry);
+    port_co_free(port);
+    node_co_unref(node);
+    assert_int_equal(peek(72), 2);
+    qapi_set_event_sink(NULL, NULL);
+    g_clear_pointer(&last_event, g_free);
+}
+CO_TEST(discard_metadata)
+
+/* A snapshot's L2 tables are looked after where that is asked for, also when the disk does not share them any more. */
+static void inactive_tables_co_body(void)
+{
+    const uint64_t copied = UINT64_C(1) << 63;
+    uint64_t l2;
+    Node *node;
+    Port *port;
+
+    qapi_set_event_sink(on_event, NULL);
+    shell_must(1, "rm -f image; qemu-img create -f qcow2 -o cluster_size=4k image 4M && "
+                  "qemu-io -f qcow2 -c 'write -P 1 0 4k' -c 'write -P 1 2M 4k' image && "
+                  "qemu-img snapshot -c s image && qemu-io -f qcow2 -c 'write -P 2 2M 4k' image");
+    l2 = peek((long)peek(40)) & UINT64_C(0x00fffffffffffe00);
+    poke((long)(peek((long)peek(40) + 8) & UINT64_C(0x00fffffffffffe00)), 8, copied | l2);
+    node = image_co_open(",'overlap-check':'all'");
+    port = must_co_port(node, true);
+    g_clear_pointer(&last_event, g_free);
+    assert_int_equal(port_co_pwrite(port, 0, 1, "x", 0), 0); /* the disk gets a table of its own */
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(port_co_flush(port), 0);
+    assert_null(last_event);
+    assert_int_equal(port_co_pwrite(port, 2 * MIB, 1, "x", 0), -EIO);
+    assert_non_null(strstr(last_event, "inactive L2 table"));
+    port_co_free(port);
+    node_co_unref(node);
+    qapi_set_event_sink(NULL, NULL);
+    g_clear_pointer(&last_event, g_free);
+}
+CO_TEST(inactive_tables)
+
 static void resize_co_body(void)
 {
     g_autoptr(GError) error = NULL;
@@ -609,11 +670,11 @@ CO_TEST(grace)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(headers),        cmocka_unit_test(options),    cmocka_unit_test(backing),
-        cmocka_unit_test(snapshots),      cmocka_unit_test(autoclear),  cmocka_unit_test(damage),
-        cmocka_unit_test(resize),         cmocka_unit_test(status),     cmocka_unit_test(create),
-        cmocka_unit_test(behind_the_end), cmocka_unit_test(compressed), cmocka_unit_test(info),
-        cmocka_unit_test(grace),
+        cmocka_unit_test(headers),        cmocka_unit_test(options),          cmocka_unit_test(backing),
+        cmocka_unit_test(snapshots),      cmocka_unit_test(autoclear),        cmocka_unit_test(damage),
+        cmocka_unit_test(resize),         cmocka_unit_test(status),           cmocka_unit_test(create),
+        cmocka_unit_test(behind_the_end), cmocka_unit_test(compressed),       cmocka_unit_test(info),
+        cmocka_unit_test(grace),          cmocka_unit_test(discard_metadata), cmocka_unit_test(inactive_tables),
     };
     const char *only = g_getenv("SD_ONLY");
 

@@ -236,8 +236,9 @@ static void freed(Qcow2 *q, uint64_t ci)
         q->packed_next = 0;
 }
 
-/* Lowers the counts of the clusters [@ci, @end) of one block. With @discard nothing is lowered but the length of the
- * run of clusters at @ci that would become free is returned. */
+/* Lowers the counts of the clusters [@ci, @end) of one block. With @only_count nothing is lowered but the length of the
+ * run of clusters at @ci that would become free is returned. Metadata may lose a reference (a table that a snapshot
+ * shares), but not the last one. */
 static int unref_co_part(Qcow2 *q, uint64_t ci, uint64_t end, bool only_count, uint64_t *ret_n)
 {
     uint64_t mask = (UINT64_C(1) << q->rb_bits) - 1, first = ci;
@@ -253,12 +254,13 @@ static int unref_co_part(Qcow2 *q, uint64_t ci, uint64_t end, bool only_count, u
         return -ENOMEM;
     for (; ci < end; ci++) {
         uint64_t count = block ? q2_refcount_get(data, order, ci & mask) : 0;
+        bool meta = count < 2 && q2_meta_hit(q, ci << q->cluster_bits, q->cluster_size);
         if (only_count) {
-            if (count != 1)
+            if (count != 1 || meta)
                 break;
             continue;
         }
-        if (q2_meta_hit(q, ci << q->cluster_bits, q->cluster_size))
+        if (meta)
             return q2_co_corrupt(
                 q, (int64_t)(ci << q->cluster_bits), (int64_t)q->cluster_size,
                 "Preventing a cluster from being freed that holds metadata (offset 0x%" G_GINT64_MODIFIER "x)",

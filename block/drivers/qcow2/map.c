@@ -240,6 +240,13 @@ static int l2_co_fill(Qcow2 *q, uint64_t offset, uint64_t old)
     return ret;
 }
 
+void q2_l2_drop(Qcow2 *q, uint64_t offset)
+{
+    if (q2_meta_kind(q, offset) == Q2_META_L2) /* and not a snapshot's as well */
+        q2_meta_remove(q, offset, q->cluster_size);
+    q2_free_later(q, offset, q->cluster_size, Q2_FREE_OTHER);
+}
+
 /* Gives L1 entry @index a table of its own. l1_lock held. */
 static int l2_co_allocate(Qcow2 *q, uint64_t index)
 {
@@ -262,10 +269,8 @@ static int l2_co_allocate(Qcow2 *q, uint64_t index)
         return ret;
     }
     table_cache_forget(&q->l2, run.offset, q->cluster_size); /* from an earlier life of the cluster */
-    if (old) {
-        q2_meta_remove(q, old, q->cluster_size);
-        q2_free_later(q, old, q->cluster_size, Q2_FREE_OTHER);
-    }
+    if (old)
+        q2_l2_drop(q, old);
     q2_meta_add(q, Q2_META_L2, run.offset, q->cluster_size);
     q2_l1_set(q, index, run.offset | Q2_COPIED);
     return 0;

@@ -353,6 +353,8 @@ int q2_co_l2_for_write(Qcow2 *q, uint64_t gc, CacheTable **ret, unsigned *ret_in
 /* Where compressed data lies. */
 void q2_packed_range(const Qcow2 *q, uint64_t entry, uint64_t *ret_offset, uint64_t *ret_bytes);
 bool q2_l1_co_load(Qcow2 *q, GError **error);
+/* The L1 table in memory no longer leads to the L2 table at @offset. */
+void q2_l2_drop(Qcow2 *q, uint64_t offset);
 /* Marks an L1 entry as changed in memory. */
 void q2_l1_set(Qcow2 *q, uint64_t index, uint64_t entry);
 

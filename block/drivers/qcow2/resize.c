@@ -185,8 +185,7 @@ static void drop_l2_tables(Qcow2 *q, uint64_t l1_need)
             continue;
         q2_l1_set(q, i, 0);
         table_cache_forget(&q->l2, offset, q->cluster_size);
-        q2_meta_remove(q, offset, q->cluster_size);
-        q2_free_later(q, offset, q->cluster_size, Q2_FREE_OTHER);
+        q2_l2_drop(q, offset);
     }
 }
 
