@@ -43,6 +43,7 @@ void table_cache_free(TableCache *c)
     g_clear_pointer(&c->hash, g_free);
     g_clear_pointer(&c->dirty, g_free);
     g_clear_pointer(&c->commit, g_free);
+    c->n = 0; /* nothing to clean until there is another one */
 }
 
 static inline uint32_t *hash_slot(TableCache *c, uint64_t offset)

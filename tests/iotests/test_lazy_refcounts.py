@@ -1,6 +1,7 @@
 """qcow2 with lazy refcounts: the dirty bit, and the repair of what was not closed."""
 import json
 import subprocess
+import time
 
 import sd
 
@@ -84,6 +85,26 @@ class Lazy(sd.Case):
         sd.check_image(base)
         sd.run('qemu-io', '-f', 'qcow2', '-r', '-c', 'read -P 7 0 64k', '-c', 'read -P 8 1M 4k',
                '-c', f'read -P 9 {2 * sd.MIB} 64k', base)
+
+    def test_cleaning_during_the_repair(self):
+        """The caches are cleaned while there are none, since the repair is under way."""
+        image = self.crashed()
+        d = self.daemon()
+        d.cmd('blockdev-add', {'driver': 'qcow2', 'node-name': 'n', 'read-only': True, 'cache-clean-interval': 1, 'file': {
+            'driver': 'blkdebug', 'node-name': 'debug', 'image': {'driver': 'file', 'filename': image}}})
+
+        def qemu_io(command):
+            return {'command-line': f'qemu-io n "{command}"'}
+
+        d.cmd('human-monitor-command', qemu_io('break reftable_load here'))
+        with d.connect() as other:
+            reopen = other.start('human-monitor-command', qemu_io('reopen -w'))
+            d.cmd('human-monitor-command', qemu_io('wait_break here'))
+            time.sleep(1.5)  # longer than the interval, and nothing tells when it is over
+            d.cmd('human-monitor-command', qemu_io('resume here'))
+            self.assertNotIn('error', other.finish(reopen))
+        self.assertEqual(self.incompat(image), 0)
+        d.shutdown()
 
     def test_what_cannot_be_repaired(self):
         """More references than one bit can count: nobody gets to write."""
