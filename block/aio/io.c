@@ -28,6 +28,8 @@
  */
 #define INLINE_MAX      (1024 * 1024)
 #define COPY_INLINE_MAX (64 * 1024)
+/* Of a worker's buffer for copies between memory files: it has to stay in the processor's cache. */
+#define COPY_BUFFER (512 * 1024)
 /* What one call takes from the budget at least. */
 #define INLINE_COST 4096
 
@@ -238,14 +240,41 @@ static int copy_range(void *opaque)
     return 0;
 }
 
+/*
+ * The same by way of a buffer. tmpfs lets one writer at a time into a file, and copy_file_range(2) keeps others out
+ * while it fetches the source from memory; so two threads copy no faster than one. With a buffer one reads while the
+ * other writes: measured on two processors, 1 GiB of a new file by two threads takes 0.24 s (0.48 s of processor time)
+ * against 0.31 s (0.62 s), where writing alone takes 0.24 s. Buffers of 128, 256 and 1024 KiB: 2 % to 5 % slower.
+ */
+static int copy_through(void *opaque)
+{
+    CopyRange *c = opaque;
+    char buf[COPY_BUFFER];
+    while (c->bytes) {
+        struct iovec part = {.iov_base = buf, .iov_len = MIN(c->bytes, sizeof(buf))};
+        ssize_t n = pread_now(c->in, &part, 1, c->from, 0);
+        if (n > 0) {
+            part.iov_len = (size_t)n;
+            n = pwrite_now(c->out, &part, 1, c->to, 0); /* what it leaves over is read again */
+        }
+        if (n <= 0)
+            return n < 0 ? (int)n : -ENODATA;
+        c->from += n;
+        c->to += n;
+        c->bytes -= (size_t)n;
+    }
+    return 0;
+}
+
 int aio_co_copy_range(int in, int64_t from, int out, int64_t to, size_t bytes)
 {
     CopyRange c = {.in = in, .from = from, .out = out, .to = to, .bytes = bytes};
+    Loop *loop = coroutine_self()->loop;
+    const bool memory = fd_is_memory(loop, in) && fd_is_memory(loop, out);
     /* A short copy in memory takes less than to wake a worker and to be woken by it. */
-    if (bytes <= COPY_INLINE_MAX && fd_is_memory(coroutine_self()->loop, in) &&
-        inline_co_admit(coroutine_self()->loop, out, to, bytes))
+    if (memory && bytes <= COPY_INLINE_MAX && inline_co_admit(loop, out, to, bytes))
         return copy_range(&c);
-    return aio_co_worker(copy_range, &c);
+    return aio_co_worker(memory ? copy_through : copy_range, &c);
 }
 
 /*

@@ -15,8 +15,8 @@ ssize_t aio_co_preadv(int fd, const struct iovec *iov, int niov, int64_t offset,
 ssize_t aio_co_pwritev(int fd, const struct iovec *iov, int niov, int64_t offset, int rw_flags);
 int aio_co_fsync(int fd, bool datasync);
 int aio_co_fallocate(int fd, int mode, int64_t offset, int64_t length);
-/* copy_file_range(2) until @bytes have been copied, on a worker thread: 0, or -errno after some of it may have been.
- * -ENODATA: @in ends before. Not cancellable. */
+/* Copies @bytes from file to file, by copy_file_range(2) or a buffer, on a worker thread: 0, or -errno after some
+ * of it may have been. -ENODATA: @in ends before. Not cancellable. */
 int aio_co_copy_range(int in, int64_t from, int out, int64_t to, size_t bytes);
 
 /* Sockets. @fd may be blocking or not. */

@@ -12,6 +12,8 @@
 
 #define WORKERS_MAX  8
 #define IDLE_SECONDS 10
+/* Bytes, whatever limit the process was started with: work may keep a buffer there. */
+#define STACK_SIZE (2 * 1024 * 1024)
 
 typedef struct WorkItem {
     WorkerFn *fn;
@@ -101,6 +103,7 @@ static int thread_start(Workers *w)
     sigset_t all, before;
     pthread_attr_init(&attr);
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attr, STACK_SIZE);
     /* Signals are for the loop's thread. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);

@@ -152,6 +152,80 @@ static void test_errors(void **state)
     run(errors_co_entry, NULL);
 }
 
+/* Bytes of a file for copies: three buffers of the copying threads and some. Each place holds what tells it from
+ * others. */
+#define COPY_BYTES (3 * 512 * 1024 + 4567)
+
+static char *copy_pattern(void)
+{
+    char *data = g_malloc(COPY_BYTES);
+    for (size_t i = 0; i < COPY_BYTES; i++)
+        data[i] = (char)(i ^ (i >> 8) ^ (i >> 16));
+    return data;
+}
+
+/* A file of those bytes: in memory, or where temporary files are. */
+static int copy_source(bool memory)
+{
+    g_autofree char *data = copy_pattern();
+    const int fd =
+        memory ? memfd_create("aio-io", MFD_CLOEXEC) : open(g_get_tmp_dir(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, data, COPY_BYTES), COPY_BYTES);
+    return fd;
+}
+
+static void copy_co_between(bool memory)
+{
+    static const size_t sizes[] = {1, 4096, 512 * 1024, 2 * 512 * 1024 + 11, COPY_BYTES - 100};
+    g_autofree char *data = copy_pattern();
+    g_autofree char *got = g_malloc(COPY_BYTES);
+    const int in = copy_source(memory);
+    for (size_t i = 0; i < G_N_ELEMENTS(sizes); i++) {
+        const int out = copy_source(memory);
+        assert_return_code(ftruncate(out, 0), 0);
+        assert_int_equal(aio_co_copy_range(in, 100, out, 7, sizes[i]), 0);
+        assert_int_equal(pread(out, got, COPY_BYTES, 7), sizes[i]); /* and not a byte more */
+        assert_memory_equal(got, data + 100, sizes[i]);
+        close(out);
+    }
+    close(in);
+}
+
+static void copy_co_entry(void *opaque)
+{
+    copy_co_between(true);
+    copy_co_between(false);
+    done();
+}
+
+static void test_copy_range(void **state)
+{
+    run(copy_co_entry, NULL);
+}
+
+/* What cannot be copied is told of, and what could be is there. */
+static void copy_errors_co_entry(void *opaque)
+{
+    g_autofree char *data = copy_pattern();
+    g_autofree char *got = g_malloc(COPY_BYTES);
+    const int in = copy_source(true), out = memfd_create("aio-io", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    assert_int_equal(aio_co_copy_range(in, 0, out, 0, COPY_BYTES + 1), -ENODATA);
+    assert_int_equal(pread(out, got, COPY_BYTES, 0), COPY_BYTES);
+    assert_memory_equal(got, data, COPY_BYTES);
+    assert_int_equal(fcntl(out, F_ADD_SEALS, F_SEAL_WRITE), 0);
+    assert_int_equal(aio_co_copy_range(in, 0, out, 0, COPY_BYTES), -EPERM);
+    assert_int_equal(aio_co_copy_range(in, 0, -1, 0, COPY_BYTES), -EBADF);
+    close(in);
+    close(out);
+    done();
+}
+
+static void test_copy_range_errors(void **state)
+{
+    run(copy_errors_co_entry, NULL);
+}
+
 /* One coroutine that writes to memory without end does not keep a timer from firing. */
 static bool writing;
 static void write_on_co_entry(void *opaque)
@@ -538,6 +612,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_file_on_disk, setup, teardown),
         cmocka_unit_test_setup_teardown(test_file_in_memory, setup, teardown),
         cmocka_unit_test_setup_teardown(test_errors, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_copy_range, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_copy_range_errors, setup, teardown),
         cmocka_unit_test_setup_teardown(test_memory_io_is_fair, setup, teardown),
         cmocka_unit_test_setup_teardown(test_stream, setup, teardown),
         cmocka_unit_test_setup_teardown(test_pipe, setup, teardown),
