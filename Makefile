@@ -172,7 +172,7 @@ $(REPLAY): $(REPLAY_OBJ) $(call libs,daemon)
 	$(call say,LINK $@)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 # The same with names for the places where order matters: each can be left out (block/util/order.h).
-MUTABLE := $(sort $(shell grep -lE 'order_left_out|q2_co_barrier' -r block --include=*.c))
+MUTABLE := $(sort $(shell grep -lE 'order_left_out|q2_co_barrier|check_co_barrier' -r block --include=*.c))
 MUTABLE_OBJ := $(MUTABLE:%.c=$(BUILD)/mutable/%.o)
 $(BUILD)/mutable/%.o: %.c | $(GEN)/qapi/stamp
 	@mkdir -p $(@D)

@@ -8,7 +8,7 @@ import unittest
 import sd
 
 PROGRAM = os.path.join(sd.BUILD, 'tests/fault/crash-replay-mutable')
-SITE = re.compile(r'(?:order_left_out|q2_co_barrier|q2_co_header_switch)\([^";]*"([a-z0-9-]+)"')
+SITE = re.compile(r'(?:order_left_out|(?:q2|check)_co_barrier|q2_co_header_switch|bits_co_set)\([^";]*"([a-z0-9-]+)"')
 STATES = 8000
 # Where to look, for what only some workloads come by.
 WORKLOADS = {
@@ -27,6 +27,8 @@ WORKLOADS = {
     'rebase': '^the backing file',
     'refcount-table': '^512, 64 bits, refcount table grows',
     'refcount-table-header': '^512, 64 bits, refcount table grows',
+    **dict.fromkeys(('repair-begins', 'repair-complete', 'repair-copy', 'repair-ends', 'repair-entries',
+                     'repair-refcounts', 'repair-snapshots'), '^repair'),
     'resize-l1': '^resize, L1',
     'resize-l1-header': '^resize, L1',
     'resize-size': '^resize',

@@ -86,17 +86,18 @@ const CheckVisitor check_entries_visitor = {
 /* ---- flags of ownership ------------------------------------------------------------------------------------------ */
 
 /* @entry with its flag as the count at @offset says. Without CHECK_FIX_ERRORS it is only ever set, for a count that
- * went down. */
+ * went down, and not where the count is wrong and the cluster shared. */
 static int copied_co_fix(Check *c, uint64_t offset, uint64_t *entry)
 {
-    uint64_t count;
-    int ret = check_co_refcount(c, offset >> c->q.cluster_bits, &count);
+    uint64_t count, ci = offset >> c->q.cluster_bits;
+    bool all = c->fix & CHECK_FIX_ERRORS;
+    int ret = check_co_refcount(c, ci, &count);
 
     if (ret == -EIO || ret == -EINVAL)
         return 0;
-    if (ret == 0 && count == 1)
+    if (ret == 0 && count == 1 && (all || counts_get(&c->refs, ci) == 1))
         *entry |= Q2_COPIED;
-    else if (ret == 0 && (c->fix & CHECK_FIX_ERRORS))
+    else if (ret == 0 && all)
         *entry &= ~Q2_COPIED;
     return ret;
 }

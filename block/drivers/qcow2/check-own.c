@@ -11,7 +11,7 @@
 /* Copies [@from, @from + @bytes) behind the end of the file: to *@ret. */
 static int copy_co_behind(Check *c, uint64_t from, uint64_t bytes, uint64_t *ret_to)
 {
-    uint64_t piece = u64_min(bytes, 1 << 20), to = align_up(c->file->node->size, c->q.cluster_size);
+    uint64_t piece = u64_min(bytes, 1 << 20), to = check_place_behind(c, bytes);
     uint8_t *buf = aio_buf_get(c->file->node->loop, piece);
     int ret = buf ? 0 : -ENOMEM;
 
@@ -23,7 +23,7 @@ static int copy_co_behind(Check *c, uint64_t from, uint64_t bytes, uint64_t *ret
     }
     aio_buf_put(c->file->node->loop, buf, piece);
     if (ret == 0)
-        ret = child_co_flush(c->file);
+        ret = check_co_barrier(c, "repair-copy");
     *ret_to = to;
     return ret;
 }
@@ -31,6 +31,15 @@ static int copy_co_behind(Check *c, uint64_t from, uint64_t bytes, uint64_t *ret
 bool check_only_table(const Check *c, uint64_t ci)
 {
     return counts_get(&c->refs, ci) <= counts_get(&c->tables, ci);
+}
+
+uint64_t check_tables_shared(const Check *c)
+{
+    uint64_t n = 0;
+
+    for (uint64_t ci = 0; (ci = counts_next(&c->tables, ci, c->clusters)) < c->clusters; ci++)
+        n += counts_get(&c->tables, ci) && !check_only_table(c, ci);
+    return n;
 }
 
 int check_co_own_table(Check *c, uint64_t *entry)
@@ -72,8 +81,6 @@ int check_co_own_l1(Check *c)
     if (ret == 0)
         ret = child_co_pwrite(c->file, Q2_H_L1_SIZE + 4, sizeof(field), field, 0);
     if (ret == 0)
-        ret = child_co_flush(c->file);
-    if (ret == 0)
-        c->q.header.l1_offset = to;
+        c->q.header.l1_offset = to; /* the old place stays as it is until this is durable with all other entries */
     return ret;
 }

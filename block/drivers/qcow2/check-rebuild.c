@@ -4,7 +4,7 @@
  * New blocks and a new table go where nothing is: behind the end of the file or, where it cannot grow, into clusters
  * that nothing refers to and the old structure does not occupy. They are durable before the header names them, which is
  * one write of 12 bytes. Before it the image is what it was; behind it all counts are right, and the old
- * structure is free.
+ * structure is free. What follows, the flags, writes nothing there, so it need not wait for the header.
  */
 #include "block/drivers/qcow2/check.h"
 
@@ -37,7 +37,7 @@ static int find_place(Check *c, const Rebuild *r, uint64_t n, uint64_t *ret)
     uint64_t len = 0;
 
     if (node_may_grow(c->file->node)) {
-        *ret = div_round_up(c->file->node->size, c->q.cluster_size);
+        *ret = check_place_behind(c, n << c->q.cluster_bits) >> c->q.cluster_bits;
         return *ret + n <= c->room ? 0 : -EFBIG;
     }
     for (uint64_t ci = 1; ci < c->file->node->size >> c->q.cluster_bits; ci++) {
@@ -136,13 +136,11 @@ static int structure_co_write(Check *c, const Rebuild *r)
     if (ret == 0)
         ret = child_co_pwrite(c->file, at, bytes, table, 0);
     if (ret == 0)
-        ret = child_co_flush(c->file);
+        ret = check_co_barrier(c, "repair-refcounts");
     store_be64(field, at);
     store_be32(field + 8, (uint32_t)r->table_clusters);
     if (ret == 0)
         ret = child_co_pwrite(c->file, Q2_H_RT_OFFSET, sizeof(field), field, 0);
-    if (ret == 0)
-        ret = child_co_flush(c->file);
     if (ret == 0) {
         c->q.header.rt_offset = at;
         c->q.header.rt_clusters = (uint32_t)r->table_clusters;

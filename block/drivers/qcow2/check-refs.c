@@ -172,11 +172,9 @@ static bool compare_block(Check *c, uint8_t *block, uint64_t ci, uint64_t end, u
                       " references, more than its refcount can say; make a copy with 'qemu-img convert'",
                       ci, found);
         }
-        if (counts_get(&c->tables, ci) && !check_only_table(c, ci))
-            c->entries_wrong++; /* which the counts show */
-        if (count || refs)
+        if ((count || refs) && ci < c->clusters)
             c->r.image_end_offset = (ci + 1) << c->q.cluster_bits;
-        if (count == refs)
+        if (count == refs || (ci >= c->clusters && counts_get(&c->wild, ci)))
             continue;
         if (block && (fix & (count > refs ? CHECK_FIX_LEAKS : CHECK_FIX_ERRORS))) {
             q2_refcount_set(block, order, ci & mask, refs);
@@ -190,9 +188,20 @@ static bool compare_block(Check *c, uint8_t *block, uint64_t ci, uint64_t end, u
     return changed;
 }
 
+static void tell_unreadable(Check *c, uint64_t ci, uint64_t end)
+{
+    check_say(c, "ERROR the refcounts of clusters %" G_GUINT64_FORMAT " to %" G_GUINT64_FORMAT " cannot be read", ci,
+              end - 1);
+    c->r.check_errors += end - ci;
+    c->rebuild = true;
+}
+
 int check_co_compare(Check *c, unsigned fix)
 {
-    uint64_t per_block = UINT64_C(1) << c->q.rb_bits, ci = 0, end = c->clusters;
+    uint64_t per_block = UINT64_C(1) << c->q.rb_bits, ci = 0;
+    /* What is counted behind the end of the file is no finding, but a repair does not leave it for the day when the
+     * file grows. */
+    uint64_t end = fix & CHECK_FIX_LEAKS ? u64_max(c->clusters, u64_min(c->room, c->rt_size * per_block)) : c->clusters;
     Finding f = {0};
     int ret = 0;
 
@@ -202,11 +211,8 @@ int check_co_compare(Check *c, unsigned fix)
         ret = block_co_get(c, index, &block);
         if (ret == -EIO || ret == -EINVAL) {
             finding_tell(c, &f);
-            check_say(c,
-                      "ERROR the refcounts of clusters %" G_GUINT64_FORMAT " to %" G_GUINT64_FORMAT " cannot be read",
-                      ci, stop - 1);
-            c->r.check_errors += stop - ci;
-            c->rebuild = true;
+            if (ci < c->clusters)
+                tell_unreadable(c, ci, u64_min(stop, c->clusters));
             ret = 0;
         } else if (ret == 0) {
             /* Nothing counted and nothing there. */

@@ -1,9 +1,9 @@
 /*
  * The snapshot table, read without trust, and written anew where entries lack what version 3 wants of them.
  *
- * A new table goes behind the end of the file and is durable before the header names it; the counts of its clusters
- * and those of the old one are the following pass's business. Until then the image is marked dirty, so nobody writes
- * to it without that pass.
+ * A new table goes behind the end of the file and is durable before the header names it, which is durable with the
+ * other repaired entries; the counts of its clusters and those of the old one are the following pass's business. Until
+ * then the image is marked dirty, so nobody writes to it without that pass.
  */
 #include "block/drivers/qcow2/check.h"
 
@@ -106,7 +106,7 @@ static int entry_co_complete(Check *c, uint64_t at, const Entry *e, GByteArray *
 
 int check_co_rewrite_snapshots(Check *c)
 {
-    uint64_t at = c->q.header.snapshots_offset, to = align_up(c->file->node->size, c->q.cluster_size);
+    uint64_t at = c->q.header.snapshots_offset, to;
     g_autoptr(GByteArray) table = g_byte_array_new();
     uint8_t field[12];
     int ret = 0;
@@ -123,15 +123,14 @@ int check_co_rewrite_snapshots(Check *c)
     if (ret < 0)
         return ret;
     g_byte_array_set_size(table, (guint)align_up(table->len, 512));
+    to = check_place_behind(c, table->len);
     ret = child_co_pwrite(c->file, to, table->len, table->data, 0);
     if (ret == 0)
-        ret = child_co_flush(c->file);
+        ret = check_co_barrier(c, "repair-snapshots");
     store_be32(field, c->n_snapshots);
     store_be64(field + 4, to);
     if (ret == 0)
         ret = child_co_pwrite(c->file, 60, sizeof(field), field, 0);
-    if (ret == 0)
-        ret = child_co_flush(c->file);
     if (ret == 0) {
         c->q.header.nb_snapshots = c->n_snapshots;
         c->q.header.snapshots_offset = to;

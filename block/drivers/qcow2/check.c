@@ -2,8 +2,10 @@
  * The checker: what refers to which cluster, held against the refcounts, and repair.
  *
  * A pass goes from the header through all tables (active ones, snapshots', bitmaps'), counts the references to every
- * cluster of the file and compares. It writes nothing. A repair is a row of steps, each durable before the next, with a
- * new pass before each that relies on counts; a power cut anywhere leaves an image that can be repaired again:
+ * cluster of the file and compares. It writes nothing. A repair is a row of steps with a new pass before each that
+ * relies on counts; a power cut anywhere leaves an image that can be repaired again, in which guests find what they
+ * found. 1, 2 with 3, and 4 with 5 are durable before what follows, and so are new tables before anything leads to
+ * them:
  *
  *   1. version 3, repairing everything: the dirty bit, so that nobody writes before the repair is complete
  *   2. a snapshot table that lacks fields, anew beside the old one (check-snapshots.c); bitmaps that cannot be read are
@@ -12,7 +14,9 @@
  *      (check-fix.c): from here on all references are to what exists
  *   4. counts, raised and lowered in place (check-refs.c); where blocks are missing, share their clusters with
  * something else or cannot be read, all of them anew beside the old ones (check-rebuild.c)
- *   5. flags of ownership, by the counts, in place: a flag is wrong for longer, never set for what is shared
+ *   5. flags of ownership, by the counts, in place. Counts and flags may become durable in any order: a flag that is
+ *      set too early belongs to a cluster with one owner, whatever its count says, and one that is gone too early
+ *      costs a copy
  *   6. the dirty and the corrupt bit come off, if the last pass finds nothing
  *
  * Counts go down only where a whole pass found no reference; data is never written. Repairing leaks alone is 4, only
@@ -64,17 +68,29 @@ int check_count(Check *c, uint64_t offset, uint64_t bytes)
     if (!bytes)
         return 0;
     if (check_exceeds(c, offset, bytes)) {
+        for (uint64_t ci = u64_max(first, c->clusters); ci <= last && ci < c->room && ret == 0; ci++)
+            ret = counts_add(&c->wild, ci);
         c->r.corruptions++;
         check_say(c,
                   "ERROR counting reference for region exceeding the end of the file by one cluster or more: offset "
                   "0x%" G_GINT64_MODIFIER "x size 0x%" G_GINT64_MODIFIER "x",
                   offset, bytes);
-        return 0;
+        return ret;
     }
     for (uint64_t ci = first; ci <= last && ret == 0; ci++)
         ret = counts_add(&c->refs, ci);
     c->clusters = u64_max(c->clusters, last + 1);
     return ret;
+}
+
+uint64_t check_place_behind(const Check *c, uint64_t bytes)
+{
+    uint64_t first = div_round_up(c->file->node->size, c->q.cluster_size), n = div_round_up(bytes, c->q.cluster_size);
+
+    for (uint64_t ci = first; ci < first + n; ci++)
+        if (counts_get(&c->wild, ci))
+            first = ci + 1;
+    return first << c->q.cluster_bits;
 }
 
 /* ---- a pass ------------------------------------------------------------------------------------------------------ */
@@ -123,6 +139,7 @@ static void pass_forget(Check *c)
 {
     counts_free(&c->refs);
     counts_free(&c->tables);
+    counts_free(&c->wild);
     c->entries_wrong = c->copied_wrong = 0;
     c->rebuild = c->bitmaps_broken = false;
     c->r = (CheckResult){.format = c->r.format, .image_end_offset = c->q.cluster_size};
@@ -137,7 +154,7 @@ int check_co_pass(Check *c)
     c->clusters = div_round_up(size, c->q.cluster_size);
     c->room = c->clusters + c->clusters / 16 + 4096;
     c->r.total_clusters = div_round_up(c->q.header.size, c->q.cluster_size);
-    if (!counts_init(&c->refs, c->room) || !counts_init(&c->tables, c->room))
+    if (!counts_init(&c->refs, c->room) || !counts_init(&c->tables, c->room) || !counts_init(&c->wild, c->room))
         return -ENOMEM;
     ret = check_co_read_snapshots(c);
     if (ret == 0)
@@ -146,13 +163,13 @@ int check_co_pass(Check *c)
         ret = pass_co_count(c);
     if (ret == 0 && !c->no_refcounts)
         ret = check_co_compare(c, 0);
-    c->entries_wrong += check_l1_shared(c);
+    c->entries_wrong += check_l1_shared(c) + check_tables_shared(c);
     return ret;
 }
 
 /* ---- repair ------------------------------------------------------------------------------------------------------ */
 
-static int bits_co_set(Check *c, uint64_t incompat)
+static int bits_co_set(Check *c, uint64_t incompat, const char *site)
 {
     uint8_t field[8];
     int ret;
@@ -162,7 +179,7 @@ static int bits_co_set(Check *c, uint64_t incompat)
     store_be64(field, incompat);
     ret = child_co_pwrite(c->file, Q2_H_INCOMPAT, sizeof(field), field, 0);
     if (ret == 0)
-        ret = child_co_flush(c->file);
+        ret = check_co_barrier(c, site);
     if (ret == 0)
         c->q.header.incompat = incompat;
     return ret;
@@ -201,7 +218,7 @@ static int repair_co_entries(Check *c)
     if (ret == 0 && wrong)
         ret = check_co_walk(c, &check_entries_visitor, false);
     if (ret == 0)
-        ret = child_co_flush(c->file);
+        ret = check_co_barrier(c, "repair-entries");
     return ret == 0 ? check_co_pass(c) : ret;
 }
 
@@ -212,10 +229,8 @@ static int repair_co_counts(Check *c)
 
     if (!(c->fix & CHECK_FIX_ERRORS) && (c->rebuild || c->bitmaps_broken))
         return 0;
-    if (!c->rebuild) {
-        ret = check_co_compare(c, c->fix);
-        return ret == 0 ? child_co_flush(c->file) : ret;
-    }
+    if (!c->rebuild)
+        return check_co_compare(c, c->fix);
     c->no_refcounts = true;
     ret = check_co_pass(c);
     if (ret == 0)
@@ -230,14 +245,14 @@ static int repair_co_steps(Check *c)
     int ret = 0;
 
     if (all)
-        ret = bits_co_set(c, c->q.header.incompat | Q2_INCOMPAT_DIRTY);
+        ret = bits_co_set(c, c->q.header.incompat | Q2_INCOMPAT_DIRTY, "repair-begins");
     if (ret == 0 && all)
         ret = repair_co_entries(c);
     if (ret == 0)
         ret = repair_co_counts(c);
     if (ret == 0 && (all || !c->rebuild))
         ret = check_co_walk(c, &check_copied_visitor, true);
-    return ret == 0 ? child_co_flush(c->file) : ret;
+    return ret == 0 ? check_co_barrier(c, "repair-complete") : ret;
 }
 
 static uint64_t fewer(uint64_t before, uint64_t after)
@@ -262,7 +277,7 @@ static int check_co_repair(Check *c)
     }
     if (ret == 0 && !c->r.corruptions && !c->r.check_errors)
         bits &= ~both;
-    return ret == 0 ? bits_co_set(c, bits) : ret;
+    return ret == 0 ? bits_co_set(c, bits, "repair-ends") : ret;
 }
 
 /* ---- from outside ------------------------------------------------------------------------------------------------ */

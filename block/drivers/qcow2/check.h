@@ -90,6 +90,7 @@ struct Check {
     /* found by the present pass */
     CheckResult r;
     Counts refs, tables; /* all references; those that L1 entries make */
+    Counts wild;         /* references to clusters behind the end of the file, up to room */
     bool bitmaps_broken; /* not all that they occupy could be counted */
     bool rebuild;        /* the refcount structure itself is damaged */
     uint64_t entries_wrong, copied_wrong;
@@ -107,12 +108,20 @@ int check_co_pass(Check *c);
 
 void check_say(Check *c, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
 void check_progress(const Check *c, const char *what, uint64_t done, uint64_t total);
+/* What was written so far is durable. @site: its name for the mutation proof (block/util/order.h). */
+static inline int check_co_barrier(Check *c, const char *site)
+{
+    return order_left_out(site) ? 0 : child_co_flush(c->file);
+}
 /* Reads; behind the end of the file are zeroes. -errno counts as a check error. */
 int check_co_read(Check *c, uint64_t offset, uint64_t bytes, void *buf);
 /* Does a range end a cluster or more behind the end of the file? Then it is not counted. */
 bool check_exceeds(const Check *c, uint64_t offset, uint64_t bytes);
 /* Counts a reference to each cluster of a range. */
 int check_count(Check *c, uint64_t offset, uint64_t bytes);
+/* Where @bytes may be appended to the file: behind its end, but nowhere that a wrong entry leads to. Until that entry
+ * is repaired it reads as zeroes, also when the power goes in between. */
+uint64_t check_place_behind(const Check *c, uint64_t bytes);
 /* Does the cluster that begins at @offset begin within the file? */
 static inline bool check_in_file(const Check *c, uint64_t offset)
 {
@@ -134,6 +143,8 @@ extern const CheckVisitor check_entries_visitor, check_copied_visitor;
 
 /* Does nothing but L1 entries refer to the cluster? */
 bool check_only_table(const Check *c, uint64_t ci);
+/* How many L2 tables share their place with anything else. */
+uint64_t check_tables_shared(const Check *c);
 /* Does the active L1 table share its place with anything? */
 bool check_l1_shared(const Check *c);
 /* If so, copies it, durably, and the header then leads to the copy. Only where the file can grow. */

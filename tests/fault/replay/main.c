@@ -59,6 +59,10 @@ static void keep_disks(const Run *run)
                         *log_path = g_build_filename(opt.keep, log, NULL);
         disk_store_file(run->tracked[i].disk, path);
         disk_store_file(disk_get(log), log_path);
+        if (run->tracked[i].start) {
+            g_autofree char *start = g_strdup_printf("%s.start", path);
+            g_file_set_contents(start, (const char *)run->tracked[i].start, (gssize)run->tracked[i].start_size, NULL);
+        }
     }
     if (run->w->backing) {
         g_autofree char *path = g_build_filename(opt.keep, "base", NULL);
@@ -77,7 +81,7 @@ void run_fail(const Run *run, const char *fmt, ...)
     if (__atomic_fetch_add(&tally->failed, 1, __ATOMIC_RELAXED) == 0) {
         fprintf(stderr, "\ncrash-replay: '%s', seed %" PRIu64 ": %s\n", run->w->name, run->seed, text);
         fprintf(stderr, "The same again: crash-replay --only '^%s$' --seed %" PRIu64 " --jobs 1 --states %u\n",
-                run->w->name, run->seed, per_run);
+                run->w->name, run->seed, 3 * per_run);
         keep_disks(run);
     }
     fflush(stderr);

@@ -133,6 +133,23 @@ const char *run_logged(Run *run, const char *disk)
     return g_intern_string(text);
 }
 
+Port *run_co_disk(Run *run, const char *disk, ViewMode mode)
+{
+    g_autofree char *plain = g_strdup_printf("{'driver':'null-co','node-name':'%s'}", disk);
+    const char *json = mode == VIEW_LOGGED ? run_logged(run, disk) : plain;
+    unsigned perm = PERM_CONSISTENT_READ | (mode != VIEW_READ ? PERM_WRITE | PERM_RESIZE : 0);
+    g_autoptr(GError) error = NULL;
+    g_autoptr(JsonNode) tree = json_parse(json, -1, &error);
+    g_autoptr(BlockdevOptions) options = tree ? qapi_decode_BlockdevOptions(tree, &error) : NULL;
+    Node *node = options ? node_co_open(run->daemon->graph, options, NULL, &error) : NULL;
+    Port *port = node ? port_co_new(run->daemon->graph, node, perm, PERM_ALL, NULL, NULL, &error) : NULL;
+
+    if (!port)
+        run_fail(run, "%s: %s", json, error->message);
+    node_co_unref(node); /* the port has it */
+    return port;
+}
+
 bool run_co_open(Run *run, const char *json)
 {
     g_autofree char *row = NULL;

@@ -58,6 +58,7 @@ void rebase_co_body(Run *run);
 void autoclear_co_body(Run *run);
 
 void snapshots_co_body(Run *run);
+void repair_co_body(Run *run);
 
 extern const Workload workloads[];
 extern const size_t n_workloads;
@@ -76,6 +77,7 @@ typedef struct View {
     uint64_t expect_n;
     ViewCheck *co_check; /* more to look at, or NULL */
     const char *backing; /* it only holds when "file" names that backing file, "": none; NULL: always */
+    bool clean;          /* what co_check leaves has not even leaks */
 } View;
 
 enum { WORKERS = 6 };
@@ -121,6 +123,8 @@ const char *run_logged(Run *run, const char *disk);
 typedef enum ViewMode { VIEW_READ, VIEW_WRITE, VIEW_LOGGED } ViewMode; /* the last: for writing, over logged disks */
 /* A view's JSON, for node @name. Caller frees. */
 char *run_view_json(Run *run, const View *view, const char *name, ViewMode mode);
+/* The port to a disk, for reading or writing, or over its log. */
+Port *run_co_disk(Run *run, const char *disk, ViewMode mode);
 /* What the disks' logs say: for tracked. */
 void run_parse_logs(Run *run);
 /* Room for what the guest knows about its disk. */
