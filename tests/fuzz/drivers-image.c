@@ -30,6 +30,7 @@ enum { DISK_MAX = 8 << 20, LONGER = 1 << 20, IO_MAX = 128 << 10, OPENS_MAX = 4 }
 
 static uint8_t *disk;
 static uint64_t disk_size, disk_high; /* now, and the most since it was zeroed */
+static bool shared;                   /* a data file is the same memory: what one side cuts off, the other has still */
 static bool damaged;                  /* a fatal event came */
 static unsigned damaged_writes;       /* what was written after it */
 
@@ -56,8 +57,7 @@ static int64_t mem_co_getlength(Node *node)
 static int mem_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset,
                          ReqFlags flags)
 {
-    /* A data file is the same memory: what one side cuts off, the other does not know of. */
-    g_assert(offset + bytes <= (has_data_file() ? DISK_MAX : disk_size));
+    g_assert(offset + bytes <= (shared ? DISK_MAX : disk_size));
     iov_from_buf(vec->iov, vec->n, vec_offset, disk + offset, bytes);
     return 0;
 }
@@ -215,6 +215,7 @@ static bool open_co_image(bool read_only, uint8_t options)
 
     if (disk[7] < 3 || drv != &driver_qcow2) /* has no bit to say that it is damaged */
         damaged = false;
+    shared |= has_data_file();
     node = node_co_open(graph, o, NULL, &error);
     g_assert((node == NULL) == (error != NULL));
     g_assert(!error || g_utf8_validate(error->message, -1, NULL));
@@ -482,7 +483,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     memset(disk, 0, disk_high);
     memcpy(disk, in.image, in.size);
     disk_size = disk_high = in.size + (in.options & OPTION_LONGER ? LONGER : 0); /* zeroes behind it */
-    damaged = false;
+    damaged = shared = false;
     damaged_writes = opened = 0;
     coroutine_start(loop, fuzz_co_entry, &in);
     while (coroutine_count(loop))

@@ -7,28 +7,29 @@
  * not is there or is not, sector by sector; the image is never corrupt, at worst clusters are leaked; after one fault
  * the same operation works the second time, unless a flush failed, and then flushes go on failing.
  *
- * SD_ONLY=NAME runs one operation, SD_AT=N one index; SD_JUDGE=N asks qemu-img check about every N-th state (default
- * 8).
+ * Our own checker judges every state that is left; every fourth goes through qemu-img check, too, and both have to
+ * agree.
+ *
+ * SD_ONLY=NAME runs one operation, SD_AT=N one index; SD_JUDGE=N asks qemu-img about every N-th state.
  */
 #include "block/export/export.h"
 #include "block/graph/reopen.h"
 #include "block/jobs/job-int.h"
 #include "daemon/session.h"
-#include "drivers-image.h"
 #include "qapi/commands.h"
+#include "sweep-images.h"
 #include "sweep-inject.h"
 #include <sched.h>
 #include <signal.h>
 
-enum { SECTOR = 512, SIZE = 256 * KIB, RUNS_MAX = 36 };
+enum { SECTOR = 512 };
 
 static Daemon *daemon_;
 static QmpContext ctx;
 
 /* ---- commands --------------------------------------------------------------------------------------------------- */
 
-static char *last_error; /* of the last command that failed; NULL: none did */
-static unsigned said;    /* lines on standard error */
+static unsigned said; /* lines on standard error */
 
 static bool G_GNUC_PRINTF(2, 3) qmp_co_do(const char *name, const char *fmt, ...)
 {
@@ -73,58 +74,17 @@ static bool job_co_end(const char *id)
     return ok;
 }
 
-/* ---- layouts: what the images are -------------------------------------------------------------------------------- */
-
-typedef struct Layout {
-    const char *name, *format;
-    const char *create;  /* options of qemu-img create */
-    const char *options; /* members of the node's JSON */
-    uint64_t cluster;    /* bytes */
-} Layout;
-
-/* A cache this small holds one table of 512 bytes of each kind or two: tables come and go. */
-#define SMALL ",'l2-cache-entry-size':512,'l2-cache-size':1024,'refcount-cache-size':2048"
-
-static const Layout layouts[] = {
-    {"4k", "qcow2", "-o cluster_size=4k", "", 4 * KIB},
-    {"512", "qcow2", "-o cluster_size=512,refcount_bits=64", SMALL, 512},
-    {"v2", "qcow2", "-o cluster_size=1k,compat=0.10", "", KIB},
-    {"lazy", "qcow2", "-o cluster_size=2k,lazy_refcounts=on", "", 2 * KIB},
-    {"extl2", "qcow2", "-o cluster_size=16k,extended_l2=on", "", 16 * KIB},
-    {"qed", "qed", "-o cluster_size=4k,table_size=2", "", 4 * KIB},
-};
-
-static const Layout *layout;
-
-static bool is_qed(void)
-{
-    return strcmp(layout->format, "qed") == 0;
-}
-
 /* ---- the images -------------------------------------------------------------------------------------------------- */
 
-static const char *const files[] = {"base", "top", "target"};
-static struct {
-    char *data;
-    gsize len;
-} templates[G_N_ELEMENTS(files)];
-
-static uint8_t at_first[SIZE];                    /* what the template reads */
 static uint8_t before[2 * SIZE], after[2 * SIZE]; /* what the disk read before the operation, and what it should read */
 static uint64_t size_before, size_after;
 
-static void put_files(void)
+static void reset_model(void)
 {
-    for (unsigned i = 0; i < G_N_ELEMENTS(files); i++) {
-        g_autofree char *path = in_folder(files[i]);
-        if (templates[i].data)
-            assert_true(g_file_set_contents(path, templates[i].data, (gssize)templates[i].len, NULL));
-        else
-            unlink(path);
-    }
+    put_files();
     memset(after, 0, sizeof(after));
-    memcpy(before, at_first, SIZE);
-    memcpy(after, at_first, SIZE);
+    memcpy(before, beginning->reads, SIZE);
+    memcpy(after, beginning->reads, SIZE);
     size_before = size_after = SIZE;
 }
 
@@ -132,10 +92,9 @@ static Port *port; /* onto node "top" */
 
 static bool top_co_add(const char *more)
 {
-    return qmp_co_do(
-        "blockdev-add",
-        "{'driver':'%s','node-name':'top','discard':'unmap','file':{'driver':'file','filename':'%s/top'}%s%s}",
-        layout->format, folder, layout->options, more);
+    g_autofree char *members = g_strdup_printf(",'node-name':'top','discard':'unmap'%s", more);
+    g_autofree char *json = image_json("top", members);
+    return qmp_co_do("blockdev-add", "%s", json);
 }
 
 static void port_co_open(const char *name, unsigned perm)
@@ -158,9 +117,8 @@ static bool top_co_open(const char *more)
 
 static bool target_co_open(void)
 {
-    return qmp_co_do("blockdev-add",
-                     "{'driver':'%s','node-name':'target','file':{'driver':'file','filename':'%s/target'}}",
-                     layout->format, folder);
+    g_autofree char *json = image_json("target", ",'node-name':'target'");
+    return qmp_co_do("blockdev-add", "%s", json);
 }
 
 static void port_co_close(void)
@@ -228,7 +186,7 @@ typedef struct Op {
     bool shows_target;        /* when done, the target reads as the disk does */
     bool may_vanish;          /* discards: what it does may or may not show */
     bool not_qed, only_v3;    /* which cannot */
-
+    bool packs, snapshots;    /* compresses clusters; takes internal snapshots */
 } Op;
 
 static bool nothing_co_prepare(void)
@@ -474,7 +432,7 @@ static bool prepare_co_snapshot(void)
 
 static bool op_co_snapshot_apply(void)
 {
-    memcpy(after, at_first, SIZE);
+    memcpy(after, beginning->reads, SIZE);
     return qmp_co_do("blockdev-snapshot-apply-internal-sync", "{'device':'top','name':'one'}");
 }
 
@@ -518,7 +476,7 @@ static const Op ops[] = {
     OP("allocating write", NULL, op_co_write_allocating),
     OP("write in place", NULL, op_co_write_in_place),
     OP("copy-on-write", NULL, op_co_write_cow, .backing = true),
-    OP("write over a compressed cluster", NULL, op_co_write_over_packed, .not_qed = true),
+    OP("write over a compressed cluster", NULL, op_co_write_over_packed, .packs = true),
     OP("write with FUA", NULL, op_co_write_fua),
     OP("many writes", NULL, op_co_write_many, .backing = true),
     OP("write zeroes", NULL, op_co_zeroes),
@@ -526,7 +484,7 @@ static const Op ops[] = {
     OP("write zeroes over a backing file", NULL, op_co_zeroes, .backing = true),
     OP("discard", NULL, op_co_discard, .may_vanish = true, .not_qed = true),
     OP("flush", prepare_co_dirty, do_co_flush),
-    OP("compressed write", NULL, op_co_compressed, .not_qed = true),
+    OP("compressed write", NULL, op_co_compressed, .packs = true),
     OP("resize up", NULL, op_co_grow),
     OP("resize down", NULL, op_co_shrink, .not_qed = true),
     OP("close", NULL, op_co_close, .once = true),
@@ -539,9 +497,9 @@ static const Op ops[] = {
     OP("create", nothing_co_prepare, op_co_create),
     OP("bitmap", NULL, op_co_bitmap, .once = true, .only_v3 = true),
     OP("bitmap stored at the end", NULL, op_co_bitmap_store, .once = true, .only_v3 = true),
-    OP("internal snapshot", NULL, op_co_internal_snapshot, .once = true, .not_qed = true),
-    OP("internal snapshot, delete", prepare_co_snapshot, op_co_snapshot_delete, .once = true, .not_qed = true),
-    OP("internal snapshot, apply", prepare_co_snapshot, op_co_snapshot_apply, .once = true, .not_qed = true),
+    OP("internal snapshot", NULL, op_co_internal_snapshot, .once = true, .snapshots = true),
+    OP("internal snapshot, delete", prepare_co_snapshot, op_co_snapshot_delete, .once = true, .snapshots = true),
+    OP("internal snapshot, apply", prepare_co_snapshot, op_co_snapshot_apply, .once = true, .snapshots = true),
     OP("export", NULL, op_co_export),
 };
 
@@ -549,9 +507,7 @@ static const Op ops[] = {
  */
 
 static const Op *op;
-static char what[200]; /* what is being done, for whoever reads of a failure */
-static unsigned states, judged, runs;
-static GHashTable *known; /* states that were judged */
+static unsigned runs;
 
 static void on_alarm(int number)
 {
@@ -564,52 +520,16 @@ static void on_alarm(int number)
     abort();
 }
 
-static void G_GNUC_PRINTF(1, 2) bad(const char *fmt, ...)
-{
-    va_list args;
-    va_start(args, fmt);
-    g_autofree char *text = g_strdup_vprintf(fmt, args);
-    va_end(args);
-
-    fail_msg("%s: %s (last error: %s)", what, text, last_error ? last_error : "none");
-}
-
-/* Is the file an image that is whole? Each content is looked at once. */
-static void judge(const char *name, bool clean)
-{
-    static unsigned every;
-    g_autofree char *path = in_folder(name), *data = NULL, *sum = NULL, *key = NULL;
-    gsize len;
-    int code;
-
-    if (!g_file_get_contents(path, &data, &len, NULL) || len < 4 || memcmp(data, is_qed() ? "QED" : "QFI\xfb", 4) != 0)
-        return;
-    sum = g_compute_checksum_for_data(G_CHECKSUM_SHA256, (const guchar *)data, len);
-    key = g_strdup_printf("%s %d", sum, clean);
-    if (!g_hash_table_add(known, g_steal_pointer(&key)))
-        return;
-    states++;
-    if (every == 0)
-        every = g_getenv("SD_JUDGE") ? (unsigned)atoi(g_getenv("SD_JUDGE")) : 4;
-    if (states % every)
-        return;
-    judged++;
-    code = shell("qemu-img check -U -f %s %s", layout->format, name);
-    if (code != 0 && (clean || code != 3))
-        bad("qemu-img check %s: exit code %d; kept in %s with SD_KEEP", name, code, folder);
-}
-
 /* The image at @name reads as the disk should. @done: what was done must show. */
 static void compare_co_image(const char *name, bool done)
 {
+    g_autofree char *json = image_json(name, ",'node-name':'v'");
     g_autofree uint8_t *got = g_malloc(2 * SIZE);
-    g_autoptr(GError) error = NULL;
     uint64_t size;
     Port *reader;
     Node *node;
 
-    if (!qmp_co_do("blockdev-add", "{'driver':'%s','node-name':'v','file':{'driver':'file','filename':'%s/%s'}}",
-                   layout->format, folder, name))
+    if (!qmp_co_do("blockdev-add", "%s", json))
         bad("%s does not open any more", name);
     node = graph_find_node(graph, "v");
     reader = must_co_port(node, false);
@@ -649,7 +569,7 @@ static void run_co_once(unsigned chosen, FaultKind kind, bool sticky)
              sticky ? ", sticky" : "");
     g_clear_pointer(&last_error, g_free);
     alarm(60);
-    put_files();
+    reset_model();
     if (!(op->co_prepare ? op->co_prepare() : top_co_open("")))
         bad("cannot be prepared");
     inject_arm(chosen, kind, sticky);
@@ -669,37 +589,11 @@ static void run_co_once(unsigned chosen, FaultKind kind, bool sticky)
     }
     drop_co_nodes();
     inject_off();
+    if (!is_repaired_on_open())
+        judge_co_all(done && !inject.happened);
     compare_co_image(op->shows_target && done ? "target" : "top", done || again);
-    for (unsigned i = 0; i < G_N_ELEMENTS(files); i++)
-        judge(files[i], done && !inject.happened);
+    judge_co_all(done && !inject.happened);
     alarm(0);
-}
-
-static void make_templates(void)
-{
-    const char *f = layout->format;
-    g_autofree char *backing = g_strdup_printf("-b base -F %s", f);
-
-    shell_must(1,
-               "rm -f base top target && qemu-img create -q -f %s %s base 256k && "
-               "qemu-io -f %s -c 'write -q -P 0x11 0 256k' base && qemu-img create -q -f %s %s %s top 256k",
-               f, layout->create, f, f, layout->create, op->backing ? backing : "");
-    shell_must(1,
-               "qemu-io -f %s -c 'write -q -P 0x21 0 20k' -c 'write -q -P 0x22 96k 8k' %s top && "
-               "qemu-img convert -O raw top raw",
-               f, is_qed() ? "" : "-c 'write -q -c -P 0x23 208k 16k'");
-    if (op->shows_target && strcmp(op->name, "snapshot") != 0)
-        shell_must(1, "qemu-img create -q -f %s %s target 256k && qemu-io -f %s -c 'write -q -P 0xee 0 256k' target", f,
-                   layout->create, f);
-    for (unsigned i = 0; i < G_N_ELEMENTS(files); i++) {
-        g_autofree char *path = in_folder(files[i]);
-        g_clear_pointer(&templates[i].data, g_free);
-        g_file_get_contents(path, &templates[i].data, &templates[i].len, NULL);
-    }
-    g_autofree char *raw = in_folder("raw"), *data = NULL;
-    gsize len;
-    assert_true(g_file_get_contents(raw, &data, &len, NULL) && len == SIZE);
-    memcpy(at_first, data, SIZE);
 }
 
 static void sweep_co_entry(void *opaque)
@@ -708,13 +602,15 @@ static void sweep_co_entry(void *opaque)
     unsigned n, step;
     const char *at = g_getenv("SD_AT");
 
-    make_templates();
+    prepare_beginning(op->backing, op->shows_target && strcmp(op->name, "snapshot") != 0);
+    if (layout->luks && !qmp_co_do("object-add", "{'qom-type':'secret','id':'k','data':'k'}"))
+        bad("there is no key");
     run_co_once(UINT_MAX, FAULT_EIO, false);
     n = MIN(inject.n, IOS_MAX);
     memcpy(ios, inject.ios, n);
     if (n == 0)
         bad("makes no I/O");
-    step = MAX(n / RUNS_MAX, 1);
+    step = MAX(n / layout->runs_max, 1);
     for (unsigned i = at ? (unsigned)atoi(at) : 0; i < n; i += at ? n : step)
         for (FaultKind kind = 0; kind < FAULT__MAX; kind++)
             for (int sticky = 0; sticky < 2; sticky++)
@@ -748,7 +644,7 @@ static void sweep(void **state)
     daemon_ = daemon_new(loop);
     graph = daemon_->graph;
     ctx.daemon = daemon_;
-    known = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    known = g_hash_table_new_full(g_bytes_hash, g_bytes_equal, (GDestroyNotify)g_bytes_unref, NULL);
     g_set_printerr_handler(count_said);
     signal(SIGALRM, on_alarm);
     coroutine_start(loop, sweep_co_entry, NULL);
@@ -772,8 +668,10 @@ static void sweep_total(void **state)
 static bool fits(const Op *o, const Layout *l)
 {
     bool qed = strcmp(l->format, "qed") == 0, v3 = !qed && !strstr(l->create, "0.10");
+    bool raw = l->data_raw && strcmp(l->data_raw, "on") == 0;
 
-    return !(o->not_qed && qed) && !(o->only_v3 && !v3);
+    return !((o->not_qed || o->packs || o->snapshots) && qed) && !(o->only_v3 && !v3) && !(o->backing && raw) &&
+           !(o->packs && (l->luks || l->data_raw)) && !(o->snapshots && l->data_raw);
 }
 
 int main(void)
