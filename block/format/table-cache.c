@@ -8,13 +8,24 @@
  *
  * A lookup is one hash and mostly one comparison; hits do not yield and allocate nothing. A clock hand finds the table
  * to replace.
+ *
+ * All tables lie in one mapping, so each costs its size and no more, and pages that nobody uses go back to the system
+ * one by one. Only a change during a commit takes other memory, until that table is written.
  */
 #include "block/format/table-cache.h"
 #include "block/graph/io.h"
 #include "block/util/bytes.h"
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #define MERGE_MAX 64 /* adjoining tables in one write */
+
+/* A table's place in the cache's memory. */
+static uint8_t *own_memory(const TableCache *c, const CacheTable *table)
+{
+    return c->memory + (size_t)(table - c->tables) * c->table_size;
+}
 
 bool table_cache_init(TableCache *c, const TableCacheOps *ops, Node *node, uint32_t table_size, uint64_t n,
                       GError **error)
@@ -26,19 +37,27 @@ bool table_cache_init(TableCache *c, const TableCacheOps *ops, Node *node, uint3
     c->hash = g_try_new0(uint32_t, UINT64_C(1) << c->hash_bits);
     c->dirty = g_try_new0(CacheTable *, c->n);
     c->commit = g_try_new0(CacheTable *, c->n);
-    if (!c->tables || !c->hash || !c->dirty || !c->commit) {
+    c->memory = mmap(NULL, (size_t)c->n * table_size, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (c->memory == MAP_FAILED)
+        c->memory = NULL;
+    if (!c->tables || !c->hash || !c->dirty || !c->commit || !c->memory) {
         table_cache_free(c);
         return error_set(error, "Could not allocate a metadata cache of %" G_GUINT64_FORMAT " tables", n);
     }
+    for (uint32_t i = 0; i < c->n; i++)
+        c->tables[i].data = own_memory(c, &c->tables[i]);
     return true;
 }
 
 void table_cache_free(TableCache *c)
 {
-    for (uint32_t i = 0; c->tables && i < c->n; i++) {
-        free(c->tables[i].data);
-        free(c->tables[i].stable);
-    }
+    for (uint32_t i = 0; c->tables && i < c->n; i++)
+        if (c->tables[i].stable)
+            free(c->tables[i].data);
+    if (c->memory)
+        munmap(c->memory, (size_t)c->n * c->table_size);
+    c->memory = NULL;
     g_clear_pointer(&c->tables, g_free);
     g_clear_pointer(&c->hash, g_free);
     g_clear_pointer(&c->dirty, g_free);
@@ -75,17 +94,16 @@ static bool is_busy(const CacheTable *table)
     return table->dirty || table->commit || table->loading;
 }
 
-static uint8_t *table_alloc(const TableCache *c)
+static uint8_t *copy_alloc(const TableCache *c)
 {
     void *mem;
 
     return posix_memalign(&mem, MIN(MAX(c->table_size, 512), 4096), c->table_size) == 0 ? mem : NULL;
 }
 
-/* A table that can be replaced, taken out of the hash, with memory. *@ret is NULL when all are busy. */
-static int take_victim(TableCache *c, CacheTable **ret)
+/* A table that can be replaced, taken out of the hash; NULL when all are busy. */
+static CacheTable *take_victim(TableCache *c)
 {
-    *ret = NULL;
     for (uint64_t i = 0; i < (uint64_t)c->n * 2; i++) {
         CacheTable *table = &c->tables[c->hand];
         c->hand = c->hand + 1 == c->n ? 0 : c->hand + 1;
@@ -95,16 +113,12 @@ static int take_victim(TableCache *c, CacheTable **ret)
             table->used = false;
             continue;
         }
-        if (!table->data)
-            table->data = table_alloc(c);
-        if (!table->data)
-            return -ENOMEM;
         if (table->offset)
             unhash(c, table);
-        *ret = table;
-        return 0;
+        table->touched = true;
+        return table;
     }
-    return 0;
+    return NULL;
 }
 
 static void enhash(TableCache *c, CacheTable *table, uint64_t offset)
@@ -169,9 +183,8 @@ int table_cache_co_get(TableCache *c, uint64_t offset, CacheTable **ret)
             *ret = table;
             return 0;
         }
-        r = take_victim(c, &table);
-        if (r == 0)
-            r = table ? cache_co_load(c, table, offset) : cache_co_make_room(c);
+        table = take_victim(c);
+        r = table ? cache_co_load(c, table, offset) : cache_co_make_room(c);
         if (r < 0)
             return r;
     }
@@ -182,13 +195,8 @@ int table_cache_co_new(TableCache *c, uint64_t offset, CacheTable **ret)
     CacheTable *table;
 
     table_cache_forget(c, offset, c->table_size);
-    for (;;) {
-        int r = take_victim(c, &table);
-        if (r < 0)
-            return r;
-        if (table)
-            break;
-        r = cache_co_make_room(c);
+    while (!(table = take_victim(c))) {
+        int r = cache_co_make_room(c);
         if (r < 0)
             return r;
     }
@@ -203,7 +211,7 @@ void *table_cache_modify(TableCache *c, CacheTable *table)
 {
     g_assert(table->offset && !table->loading);
     if (table->commit && !table->stable) {
-        uint8_t *copy = table_alloc(c);
+        uint8_t *copy = copy_alloc(c);
         if (!copy)
             return NULL;
         memcpy(copy, table->data, c->table_size);
@@ -264,8 +272,12 @@ static int by_offset(const void *a, const void *b)
 static void commit_done(TableCache *c, CacheTable *table, bool ok)
 {
     table->commit = false;
-    free(table->stable);
-    table->stable = NULL;
+    if (table->stable) { /* back to the place that it has */
+        memcpy(table->stable, table->data, c->table_size);
+        free(table->data);
+        table->data = table->stable;
+        table->stable = NULL;
+    }
     if (!ok && table->offset) {
         table->dirty = true;
         if (!table->listed) {
@@ -327,19 +339,35 @@ void table_cache_thaw(TableCache *c)
     coqueue_wake_all(&c->loaders);
 }
 
+/* Gives the pages back that lie within the unused tables [@first, @end). */
+static void give_back(TableCache *c, uint32_t first, uint32_t end)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), base = (uintptr_t)c->memory;
+    uintptr_t from = align_up(base + (uintptr_t)first * c->table_size, page);
+    uintptr_t to = align_down(base + (uintptr_t)end * c->table_size, page);
+    bool touched = false;
+
+    for (uint32_t i = first; i < end; i++) {
+        touched |= c->tables[i].touched;
+        c->tables[i].touched = false;
+    }
+    if (touched && to > from)
+        madvise((void *)from, to - from, MADV_DONTNEED);
+}
+
 void table_cache_clean(TableCache *c)
 {
+    uint32_t first = 0; /* of the unused ones in a row */
+
     for (uint32_t i = 0; i < c->n; i++) {
         CacheTable *table = &c->tables[i];
-        if (is_busy(table) || !table->data)
-            continue;
-        if (table->recent) {
+        if (is_busy(table) || table->recent) {
             table->recent = false;
-            continue;
-        }
-        if (table->offset)
+            give_back(c, first, i);
+            first = i + 1;
+        } else if (table->offset) {
             unhash(c, table);
-        free(table->data);
-        table->data = NULL;
+        }
     }
+    give_back(c, first, c->n);
 }

@@ -11,7 +11,7 @@
 /* A table stays valid until the next yield: nobody pins one. */
 typedef struct CacheTable {
     uint64_t offset; /* 0: unused */
-    uint8_t *data;   /* NULL: no memory attached */
+    uint8_t *data;   /* in the cache's memory or, while there is stable, elsewhere */
     uint8_t *stable; /* what a commit is writing, when data has been changed since; else NULL */
     uint32_t next;   /* in its hash chain; index + 1, 0: end */
     bool dirty;      /* differs from what is in the image or being written by a commit */
@@ -20,6 +20,7 @@ typedef struct CacheTable {
     bool loading;    /* being read; data is not valid */
     bool used;       /* since the clock's hand came by */
     bool recent;     /* since the last cleaning */
+    bool touched;    /* its memory may take space: it was used, and not given back since */
 } CacheTable;
 
 typedef struct TableCache TableCache;
@@ -42,6 +43,7 @@ struct TableCache {
     uint32_t hand;
     unsigned hash_bits;
     CacheTable *tables;
+    uint8_t *memory;    /* of all of them */
     uint32_t *hash;     /* index + 1 */
     CacheTable **dirty; /* room for n */
     uint32_t n_dirty;
