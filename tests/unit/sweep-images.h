@@ -229,7 +229,7 @@ static int our_co_verdict(const char *path, GString *said)
 }
 
 /* Is the file an image that is whole? Each content is looked at once. */
-static void judge_co(const char *name, bool clean)
+static void judge_co_file(const char *name, bool clean)
 {
     static int every = -1;
     g_autofree char *path = in_folder(name), *data = NULL, *words = image_words(name);
@@ -263,5 +263,5 @@ static void judge_co(const char *name, bool clean)
 static void judge_co_all(bool clean)
 {
     for (unsigned i = 0; i < IMAGES; i++)
-        judge_co(files[i], clean);
+        judge_co_file(files[i], clean);
 }
