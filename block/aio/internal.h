@@ -80,6 +80,8 @@ struct Loop {
 
     Workers *workers;
     BufPool *bufs;
+    struct AioPipe *pipes; /* those kept */
+    unsigned n_pipes;      /* in use, too */
 };
 
 /* user_data of completions that no coroutine waits for; coroutines are aligned, so no pointer has these values. */
@@ -133,5 +135,12 @@ static inline Coroutine *coqueue_pop(CoQueue *queue)
 void workers_reap(Loop *loop); /* resumes the coroutines whose work is done */
 void workers_free(Loop *loop);
 
+/* io.c: may @bytes bytes of the file be read or written here and now, since it is memory? Waits for the next turn when
+ * this one's budget is used up. */
+bool io_inline_co_admit(Loop *loop, int fd, int64_t offset, size_t bytes);
+
 /* bufpool.c */
 void bufpool_free(Loop *loop);
+
+/* pipe.c */
+void pipes_free(Loop *loop);

@@ -66,8 +66,7 @@ static bool fd_is_memory(Loop *loop, int fd)
     return kind->memory;
 }
 
-/* May @bytes bytes be read or written here and now? Waits for the next turn when this one's budget is used up. */
-static bool inline_co_admit(Loop *loop, int fd, int64_t offset, size_t bytes)
+bool io_inline_co_admit(Loop *loop, int fd, int64_t offset, size_t bytes)
 {
     if (fd < 0 || offset < 0 || bytes > INLINE_MAX || !fd_is_memory(loop, fd))
         return false;
@@ -150,7 +149,7 @@ ssize_t aio_co_preadv(int fd, const struct iovec *iov, int niov, int64_t offset,
 {
     Coroutine *self = coroutine_self();
     Loop *loop = self->loop;
-    if (inline_co_admit(loop, fd, offset, iov_bytes(iov, niov)))
+    if (io_inline_co_admit(loop, fd, offset, iov_bytes(iov, niov)))
         return pread_now(fd, iov, niov, offset, rw_flags);
     int ret;
     do {
@@ -170,7 +169,7 @@ ssize_t aio_co_pwritev(int fd, const struct iovec *iov, int niov, int64_t offset
 {
     Coroutine *self = coroutine_self();
     Loop *loop = self->loop;
-    if (inline_co_admit(loop, fd, offset, iov_bytes(iov, niov)))
+    if (io_inline_co_admit(loop, fd, offset, iov_bytes(iov, niov)))
         return pwrite_now(fd, iov, niov, offset, rw_flags);
     int ret;
     do {
@@ -206,7 +205,7 @@ int aio_co_fallocate(int fd, int mode, int64_t offset, int64_t length)
 {
     Coroutine *self = coroutine_self();
     int ret;
-    if (length > 0 && length <= INLINE_MAX && inline_co_admit(self->loop, fd, offset, (size_t)length)) {
+    if (length > 0 && length <= INLINE_MAX && io_inline_co_admit(self->loop, fd, offset, (size_t)length)) {
         do {
             ret = fallocate(fd, mode, offset, length) < 0 ? -errno : 0;
         } while (ret == -EINTR);
@@ -272,7 +271,7 @@ int aio_co_copy_range(int in, int64_t from, int out, int64_t to, size_t bytes)
     Loop *loop = coroutine_self()->loop;
     const bool memory = fd_is_memory(loop, in) && fd_is_memory(loop, out);
     /* A short copy in memory takes less than to wake a worker and to be woken by it. */
-    if (memory && bytes <= COPY_INLINE_MAX && inline_co_admit(loop, out, to, bytes))
+    if (memory && bytes <= COPY_INLINE_MAX && io_inline_co_admit(loop, out, to, bytes))
         return copy_range(&c);
     return aio_co_worker(memory ? copy_through : copy_range, &c);
 }

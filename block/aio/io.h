@@ -42,6 +42,23 @@ typedef int WorkerFn(void *opaque);
 int aio_co_worker(WorkerFn *fn, void *opaque);
 
 /*
+ * Pipes that carry data from a file in memory to a socket, as references to the file's pages: nothing is copied, and
+ * what is written to the file meanwhile is what the receiver sees. See docs/performance.md for who may live with that.
+ */
+typedef struct AioPipe AioPipe;
+#define AIO_PIPE_MAX ((size_t)512 * 1024)     /* bytes that are sure to find room, heads apart */
+AioPipe *aio_pipe_get(Loop *loop);            /* empty; NULL: there is none to be had now */
+void aio_pipe_put(Loop *loop, AioPipe *pipe); /* and what is still in it; takes NULL */
+size_t aio_pipe_bytes(const AioPipe *pipe);
+/* Appends a copy of @buf. 0 or -errno; after an error the pipe is of no more use. */
+int aio_pipe_write(AioPipe *pipe, const void *buf, size_t size);
+/* Appends @bytes of @fd at @offset. 0 or -errno, after which the pipe is of no more use. -ENOTSUP: not a file in
+ * memory, or too much; -ENODATA: the file ends before. */
+int aio_co_splice(AioPipe *pipe, int fd, int64_t offset, size_t bytes);
+/* Sends what the socket takes: its bytes, or -errno. @fd is non-blocking, and the process ignores SIGPIPE. */
+ssize_t aio_pipe_send(AioPipe *pipe, int fd);
+
+/*
  * Bounce buffers (LAW 6): page-aligned, from per-loop pools of power-of-two classes, 4 KiB to 4 MiB, that keep a
  * bounded amount for reuse. NULL when memory is short or @size is above 2 GiB; sizes in bytes, the same for get and
  * put.

@@ -83,6 +83,7 @@ void loop_free(Loop *loop)
     close(loop->wake_fd);
     co_pool_free(loop);
     bufpool_free(loop);
+    pipes_free(loop);
     timers_free(loop);
     g_free(loop->kinds);
     g_free(loop);

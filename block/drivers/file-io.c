@@ -68,6 +68,13 @@ int file_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec
     return read_co_all(s, offset, bytes, vec, vec_offset);
 }
 
+int file_co_read_pages(Node *node, uint64_t offset, uint64_t bytes, AioPipe *pipe)
+{
+    FileState *s = node->state;
+
+    return node->pages ? aio_co_splice(pipe, s->fd, (int64_t)offset, bytes) : -ENOTSUP;
+}
+
 static int write_co_vec(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, int rwf)
 {
     FileState *s = node->state;

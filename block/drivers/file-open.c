@@ -180,6 +180,7 @@ bool file_co_open(Node *node, const BlockdevOptions *options, GError **error)
     if (!job.opened_writable)
         node->flags.read_only = true;
     node->exact_filename = g_strdup(o->filename);
+    node->pages = s->memory && !s->direct;
     node->supported_write_flags = REQ_FUA;
     node->supported_zero_flags = REQ_MAY_UNMAP | REQ_NO_FALLBACK;
     return true;

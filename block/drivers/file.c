@@ -131,6 +131,7 @@ const Driver driver_file = {
     .set_perm = file_set_perm,
     .abort_perm = file_abort_perm,
     .co_preadv = file_co_preadv,
+    .co_read_pages = file_co_read_pages,
     .co_pwritev = file_co_pwritev,
     .co_copy_from = file_co_copy_from,
     .co_pwrite_zeroes = file_co_pwrite_zeroes,

@@ -60,6 +60,7 @@ bool file_probe_alignment(int fd, uint32_t *ret_align, uint32_t *ret_mem_align);
 /* ---- file-io.c -------------------------------------------------------------------------------------------------- */
 
 int file_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
+int file_co_read_pages(Node *node, uint64_t offset, uint64_t bytes, AioPipe *pipe);
 int file_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
 int file_co_flush_to_disk(Node *node);
 

@@ -95,6 +95,12 @@ static int raw_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVe
     return child_co_preadv(node->file, offset + ((RawState *)node->state)->offset, bytes, vec, vec_offset, flags);
 }
 
+static int raw_co_read_pages(Node *node, uint64_t offset, uint64_t bytes, AioPipe *pipe)
+{
+    child_co_debug_event(node->file, BLKDEBUG_EVENT_READ_AIO);
+    return child_co_read_pages(node->file, offset + ((RawState *)node->state)->offset, bytes, pipe);
+}
+
 /*
  * The format of this image was guessed. If block 0 came to look like, say, a qcow2 header, the next guess would open it
  * as one, and its backing file name would make us read any file on the host for whoever wrote it. So no write may make
@@ -261,6 +267,7 @@ const Driver driver_raw = {
     .co_getlength = raw_co_getlength,
     .child_perm = raw_child_perm,
     .co_preadv = raw_co_preadv,
+    .co_read_pages = raw_co_read_pages,
     .co_pwritev = raw_co_pwritev,
     .co_copy_from = raw_co_copy_from,
     .co_pwrite_zeroes = raw_co_pwrite_zeroes,

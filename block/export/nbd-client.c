@@ -7,6 +7,7 @@
 #include "block/export/nbd-int.h"
 #include "block/util/bytes.h"
 #include <errno.h>
+#include <glib-unix.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -425,6 +426,13 @@ static void client_co_entry(void *opaque)
     g_free(client);
 }
 
+static bool is_local(int fd)
+{
+    int domain;
+    socklen_t len = sizeof(domain);
+    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) == 0 && domain == AF_UNIX;
+}
+
 void nbd_client_start(NbdServer *server, int fd)
 {
     NbdClient *client = g_new0(NbdClient, 1);
@@ -437,6 +445,7 @@ void nbd_client_start(NbdServer *server, int fd)
     /* More than the system's limit only where we may. */
     if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size)) < 0)
         setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
+    client->takes_pages = is_local(fd) && g_unix_set_fd_nonblocking(fd, true, NULL);
     g_queue_push_tail(&server->clients, client);
     coroutine_start(client->loop, client_co_entry, client);
 }

@@ -2,9 +2,10 @@
  * What the files of the NBD server share: server, export, client, request.
  *
  * The way of a request: the client's reader coroutine receives as much as there is and parses it (nbd-client.c); each
- * request runs in a coroutine of its own (nbd-transmit.c, nbd-status.c) and leaves its answer in the client's queue;
- * when the turn ends, or a good load has gathered, all answers leave in one sendmsg (nbd-reply.c). Requests, their
- * buffers and the receive buffers come from pools, and an idle client holds none.
+ * request runs in a coroutine of its own (nbd-transmit.c, nbd-read.c, nbd-status.c) and leaves its answer in the
+ * client's queue; when the turn ends, or a good load has gathered, all answers leave in one sendmsg, but for those that
+ * are pages in a pipe (nbd-reply.c). Requests, their buffers and the receive buffers come from pools, and an idle
+ * client holds none.
  *
  * All fields belong to the loop's thread.
  */
@@ -69,6 +70,7 @@ struct NbdClient {
     int fd;
     NbdExport *exp; /* a reference of it is held; NULL while negotiating */
     bool structured;
+    bool takes_pages;  /* the socket is local and non-blocking, so that pipes can be spliced into it */
     uint64_t contexts; /* bits: selected metadata contexts */
     bool closing;      /* the connection is of no use any more */
     Coroutine *reader;
@@ -104,7 +106,8 @@ struct NbdReq {
     void *extra; /* more chunks, extents: see iov */
     size_t extra_size;
 
-    /* the answer */
+    /* the answer: iov, or what is in the pipe */
+    AioPipe *pipe;
     struct iovec *iov;
     int niov;
     size_t out_bytes;
@@ -143,6 +146,14 @@ void nbd_pool_free(NbdServer *server);
 
 /* nbd-transmit.c: runs a request, its data received, to its answer. */
 void nbd_request_co_entry(void *opaque);
+uint32_t nbd_error_of(int ret); /* of -errno, among those that the protocol knows */
+static inline Port *nbd_req_port(const NbdReq *req)
+{
+    return req->client->exp->base.port;
+}
+
+/* nbd-read.c: NBD_CMD_READ to its answer. */
+void nbd_co_read(NbdReq *req);
 
 /* nbd-status.c: extents of [req->offset, req->len) into an answer. 0 or -errno. */
 int nbd_co_block_status(NbdReq *req);
@@ -151,10 +162,15 @@ int nbd_co_status_above(NbdReq *req, bool want_zero, uint64_t offset, uint64_t b
 
 /* nbd-reply.c. Each queues the answer of @req; it leaves with the next load and @req is freed then. */
 void nbd_reply_error(NbdReq *req, uint32_t nbd_error);
-void nbd_reply_done(NbdReq *req); /* without data */
-void nbd_reply_data(NbdReq *req); /* req->len bytes at req->buf */
-void nbd_reply_hole(NbdReq *req); /* all of a read is zeroes; only to clients with structured answers */
-void nbd_reply_iov(NbdReq *req);  /* req->iov, niov and out_bytes say */
+void nbd_reply_done(NbdReq *req);                /* without data */
+void nbd_reply_data(NbdReq *req);                /* req->len bytes at req->buf */
+void nbd_reply_hole(NbdReq *req);                /* all of a read is zeroes; only to clients with structured answers */
+void nbd_reply_iov(NbdReq *req);                 /* req->iov, niov and out_bytes say */
+void nbd_reply_pipe(NbdReq *req, AioPipe *pipe); /* what is in the pipe, which becomes the request's */
 /* Writes a chunk's header at @p; returns NBD_CHUNK_SIZE. */
 size_t nbd_put_chunk(void *p, const NbdReq *req, uint16_t flags, uint16_t type, uint32_t len);
+/* The same for what precedes @len bytes of data from @offset on, or stands for a hole; returns what was written. */
+size_t nbd_put_data(uint8_t *p, const NbdReq *req, uint16_t flags, uint64_t offset, uint32_t len);
+size_t nbd_put_hole(uint8_t *p, const NbdReq *req, uint16_t flags, uint64_t offset, uint32_t len);
+size_t nbd_put_simple(uint8_t *p, const NbdReq *req, uint32_t nbd_error);
 void nbd_reply_turn_end(void *opaque);

@@ -25,6 +25,7 @@ NbdReq *nbd_req_new(NbdClient *client)
     req->in = NULL;
     req->buf = NULL;
     req->extra = NULL;
+    req->pipe = NULL;
     client->n_reqs++;
     return req;
 }
@@ -38,6 +39,7 @@ void nbd_req_free(NbdReq *req)
         nbd_in_buf_unref(client->loop, req->in);
     aio_buf_put(client->loop, req->buf, req->buf_size);
     aio_buf_put(client->loop, req->extra, req->extra_size);
+    aio_pipe_put(client->loop, req->pipe);
     client->req_bytes -= req->charge;
     server->bytes -= req->charge;
     client->n_reqs--;

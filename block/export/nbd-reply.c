@@ -5,6 +5,7 @@
 #include "block/export/nbd-int.h"
 #include "block/util/bytes.h"
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -25,21 +26,38 @@ size_t nbd_put_chunk(void *p, const NbdReq *req, uint16_t flags, uint16_t type, 
     return NBD_CHUNK_SIZE;
 }
 
-static size_t put_simple(NbdReq *req, uint32_t nbd_error)
+size_t nbd_put_data(uint8_t *p, const NbdReq *req, uint16_t flags, uint64_t offset, uint32_t len)
 {
-    store_be32(req->head, NBD_SIMPLE_MAGIC);
-    store_be32(req->head + 4, nbd_error);
-    store_be64(req->head + 8, req->cookie);
+    size_t n = nbd_put_chunk(p, req, flags, NBD_REPLY_OFFSET_DATA, 8 + len);
+
+    store_be64(p + n, offset);
+    return n + 8;
+}
+
+size_t nbd_put_hole(uint8_t *p, const NbdReq *req, uint16_t flags, uint64_t offset, uint32_t len)
+{
+    size_t n = nbd_put_chunk(p, req, flags, NBD_REPLY_OFFSET_HOLE, 12);
+
+    store_be64(p + n, offset);
+    store_be32(p + n + 8, len);
+    return n + 12;
+}
+
+size_t nbd_put_simple(uint8_t *p, const NbdReq *req, uint32_t nbd_error)
+{
+    store_be32(p, NBD_SIMPLE_MAGIC);
+    store_be32(p + 4, nbd_error);
+    store_be64(p + 8, req->cookie);
     return NBD_SIMPLE_REPLY_SIZE;
 }
 
-/* Describes the next elements to send; how many. */
+/* Describes the next elements to send, up to an answer in a pipe; how many. */
 static int gather(const NbdClient *client, struct iovec *iov)
 {
     size_t skip = client->out_sent;
     int n = 0;
 
-    for (const NbdReq *req = client->out_head; req; req = req->next) {
+    for (const NbdReq *req = client->out_head; req && !req->pipe; req = req->next) {
         for (int i = 0; i < req->niov; i++) {
             if (skip >= req->iov[i].iov_len) {
                 skip -= req->iov[i].iov_len;
@@ -80,51 +98,57 @@ static void drop_answers(NbdClient *client)
     g_assert(!client->out_head && !client->out_sent);
 }
 
+/* Sends what the socket takes of the first answers: bytes, or -errno. */
+static ssize_t send_some(NbdClient *client)
+{
+    struct iovec iov[SEND_IOVS];
+    struct msghdr msg = {.msg_iov = iov};
+    ssize_t n;
+
+    if (client->out_head->pipe)
+        return aio_pipe_send(client->out_head->pipe, client->fd);
+    msg.msg_iovlen = (size_t)gather(client, iov);
+    n = sendmsg(client->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+    return n < 0 ? -errno : n;
+}
+
+/* Sends until the socket is full or there is no more: false when the socket is full. */
+static bool send_all(NbdClient *client)
+{
+    while (client->out_head && !client->closing) {
+        ssize_t n = send_some(client);
+
+        if (n >= 0)
+            advance(client, (size_t)n);
+        else if (n == -EAGAIN)
+            return false;
+        else if (n != -EINTR)
+            nbd_client_close(client);
+    }
+    if (client->closing)
+        drop_answers(client);
+    return true;
+}
+
 /* The socket is full: waits for room, in a coroutine of its own, until everything has left. */
 static void send_co_entry(void *opaque)
 {
     NbdClient *client = opaque;
-    struct iovec iov[SEND_IOVS];
 
-    while (client->out_head && !client->closing) {
-        struct msghdr msg = {.msg_iov = iov, .msg_iovlen = (size_t)gather(client, iov)};
-        ssize_t n = aio_co_sendmsg(client->fd, &msg, MSG_NOSIGNAL);
-
-        if (n < 0)
-            nbd_client_close(client);
-        else
-            advance(client, (size_t)n);
-    }
+    do
+        aio_co_poll(client->fd, POLLOUT);
+    while (!send_all(client));
     client->sending = false;
-    if (client->closing)
-        drop_answers(client);
     coqueue_wake_one(&client->slots);
 }
 
 /* Sends without waiting; most of the time that is all there is to do. */
 static void send_now(NbdClient *client)
 {
-    struct iovec iov[SEND_IOVS];
-
-    while (client->out_head && !client->sending) {
-        struct msghdr msg = {.msg_iov = iov};
-        ssize_t n;
-
-        if (client->closing) {
-            drop_answers(client);
-            return;
-        }
-        msg.msg_iovlen = (size_t)gather(client, iov);
-        n = sendmsg(client->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (n >= 0) {
-            advance(client, (size_t)n);
-        } else if (errno == EAGAIN) {
-            client->sending = true;
-            coroutine_start(client->loop, send_co_entry, client);
-        } else if (errno != EINTR) {
-            nbd_client_close(client);
-        }
-    }
+    if (client->sending || send_all(client))
+        return;
+    client->sending = true;
+    coroutine_start(client->loop, send_co_entry, client);
 }
 
 void nbd_reply_turn_end(void *opaque)
@@ -162,7 +186,7 @@ void nbd_reply_error(NbdReq *req, uint32_t nbd_error)
     size_t len;
 
     if (!req->client->structured) {
-        reply_head(req, put_simple(req, nbd_error));
+        reply_head(req, nbd_put_simple(req->head, req, nbd_error));
         return;
     }
     len = nbd_put_chunk(req->head, req, NBD_REPLY_FLAG_DONE, NBD_REPLY_ERROR, 6);
@@ -175,35 +199,32 @@ void nbd_reply_done(NbdReq *req)
 {
     /* A simple answer will do for all but reads, also where structured ones were negotiated. */
     if (!req->client->structured || (req->type != NBD_CMD_READ && req->type != NBD_CMD_BLOCK_STATUS))
-        reply_head(req, put_simple(req, 0));
+        reply_head(req, nbd_put_simple(req->head, req, 0));
     else
         reply_head(req, nbd_put_chunk(req->head, req, NBD_REPLY_FLAG_DONE, NBD_REPLY_NONE, 0));
 }
 
 void nbd_reply_hole(NbdReq *req)
 {
-    size_t len = nbd_put_chunk(req->head, req, NBD_REPLY_FLAG_DONE, NBD_REPLY_OFFSET_HOLE, 12);
-
-    store_be64(req->head + len, req->offset);
-    store_be32(req->head + len + 8, req->len);
-    reply_head(req, len + 12);
+    reply_head(req, nbd_put_hole(req->head, req, NBD_REPLY_FLAG_DONE, req->offset, req->len));
 }
 
 void nbd_reply_data(NbdReq *req)
 {
-    size_t len;
+    size_t len = req->client->structured ? nbd_put_data(req->head, req, NBD_REPLY_FLAG_DONE, req->offset, req->len)
+                                         : nbd_put_simple(req->head, req, 0);
 
-    if (req->client->structured) {
-        len = nbd_put_chunk(req->head, req, NBD_REPLY_FLAG_DONE, NBD_REPLY_OFFSET_DATA, 8 + req->len);
-        store_be64(req->head + len, req->offset);
-        len += 8;
-    } else {
-        len = put_simple(req, 0);
-    }
     req->small_iov[0] = (struct iovec){.iov_base = req->head, .iov_len = len};
     req->small_iov[1] = (struct iovec){.iov_base = req->buf, .iov_len = req->len};
     req->iov = req->small_iov;
     req->niov = 2;
     req->out_bytes = len + req->len;
+    nbd_reply_iov(req);
+}
+
+void nbd_reply_pipe(NbdReq *req, AioPipe *pipe)
+{
+    req->pipe = pipe;
+    req->out_bytes = aio_pipe_bytes(pipe);
     nbd_reply_iov(req);
 }

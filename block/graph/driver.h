@@ -10,6 +10,7 @@
  * and counts them in flight, so that a node is never closed or moved under one.
  */
 #pragma once
+#include "block/aio/io.h"
 #include "block/graph/node.h"
 #include "block/graph/status.h"
 
@@ -127,6 +128,9 @@ struct Driver {
     /* ---- data: 0 or -errno; offsets and bytes in bytes; buffer is @vec from @vec_offset on ---- */
     /* @flags: REQ_MAY_SKIP_ZEROES or none; whoever looks at the data does not pass it on. */
     int (*co_preadv)(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
+    /* A read that appends the pages of the data to @pipe instead of copying it: see child_co_read_pages(). -ENOTSUP:
+     * the caller reads. NULL: never. */
+    int (*co_read_pages)(Node *node, uint64_t offset, uint64_t bytes, AioPipe *pipe);
     /* @flags: only those in node->supported_write_flags (the graph emulates FUA by a flush otherwise). */
     int (*co_pwritev)(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
     /* -ENOTSUP: the graph writes zeroes out, unless REQ_NO_FALLBACK. */

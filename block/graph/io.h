@@ -30,6 +30,13 @@ bool node_may_grow(const Node *node);
  * been written. */
 int child_co_copy_from(Child *child, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset);
 
+/* Appends the pages that hold the data to @pipe. They go on showing what is written there until the pipe's reader has
+ * read them: io-pages.c says which drivers may do that. -ENOTSUP: this read has to copy; after any error the pipe is of
+ * no more use. */
+int child_co_read_pages(Child *child, uint64_t offset, uint64_t bytes, AioPipe *pipe);
+/* Is there any hope that it can? */
+bool node_has_pages(const Node *node);
+
 /* Read and write for one flat buffer. */
 int child_co_pread(Child *child, uint64_t offset, uint64_t bytes, void *buf, ReqFlags flags);
 int child_co_pwrite(Child *child, uint64_t offset, uint64_t bytes, const void *buf, ReqFlags flags);

@@ -142,6 +142,7 @@ struct Node {
     bool backing_expected; /* an image names a backing file and was opened without: it may come later (format/backing.h)
                             */
     bool failed;           /* LAW 9: a flush failed; flushes and FUA writes fail until the node is reopened */
+    bool pages;            /* a leaf whose data lies in the host's memory: co_read_pages is worth asking */
     unsigned supported_write_flags, supported_zero_flags; /* REQ_* the driver's callbacks take themselves */
 
     /* edges */

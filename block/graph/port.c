@@ -217,6 +217,14 @@ int port_co_pread(Port *port, uint64_t offset, uint64_t bytes, void *buf, ReqFla
     PORT_REQUEST(STAT_READ, offset, bytes, false, child_co_pread(port->child, offset, bytes, buf, flags));
 }
 
+int port_co_read_pages(Port *port, uint64_t offset, uint64_t bytes, AioPipe *pipe)
+{
+    /* Asked first, so that what turns into a read is not counted twice. */
+    if (!port_node(port) || !node_has_pages(port_node(port)))
+        return -ENOTSUP;
+    PORT_REQUEST(STAT_READ, offset, bytes, false, child_co_read_pages(port->child, offset, bytes, pipe));
+}
+
 int port_co_pwrite(Port *port, uint64_t offset, uint64_t bytes, const void *buf, ReqFlags flags)
 {
     flags = write_flags(port, flags);

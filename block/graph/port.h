@@ -58,6 +58,8 @@ uint64_t port_size(const Port *port);
 int port_co_preadv(Port *port, uint64_t offset, uint64_t bytes, const IoVec *vec, ReqFlags flags);
 int port_co_pwritev(Port *port, uint64_t offset, uint64_t bytes, const IoVec *vec, ReqFlags flags);
 int port_co_pread(Port *port, uint64_t offset, uint64_t bytes, void *buf, ReqFlags flags);
+/* -ENOTSUP, also where only this range cannot: read instead; after any error @pipe is of no more use. */
+int port_co_read_pages(Port *port, uint64_t offset, uint64_t bytes, AioPipe *pipe);
 int port_co_pwrite(Port *port, uint64_t offset, uint64_t bytes, const void *buf, ReqFlags flags);
 int port_co_pwrite_zeroes(Port *port, uint64_t offset, uint64_t bytes, ReqFlags flags);
 int port_co_pdiscard(Port *port, uint64_t offset, uint64_t bytes);

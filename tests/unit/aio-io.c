@@ -5,6 +5,7 @@
 #include <linux/falloc.h>
 #include <poll.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -340,6 +341,66 @@ static void test_pipe(void **state)
     }
 }
 
+/* A file's pages through a pipe into a socket that is smaller than they are. */
+static void pages_co_entry(void *opaque)
+{
+    enum { BYTES = 400000 };
+    Pair *pair = opaque;
+    const int fd = memfd_create("aio-io", MFD_CLOEXEC);
+    g_autofree char *want = g_malloc(BYTES), *got = g_malloc(BYTES);
+    AioPipe *pages = aio_pipe_get(loop), *other;
+    size_t sent = 0, received = 0;
+    ssize_t n;
+
+    for (int i = 0; i < BYTES; i++)
+        want[i] = (char)((unsigned)i * 7919 >> 5);
+    assert_int_equal(pwrite(fd, want, BYTES, 0), BYTES);
+    assert_int_equal(aio_pipe_write(pages, want, 10), 0);
+    assert_int_equal(aio_co_splice(pages, fd, 10, BYTES - 10), 0);
+    assert_int_equal(aio_pipe_bytes(pages), BYTES);
+    while (received < BYTES) {
+        while ((n = sent < BYTES ? aio_pipe_send(pages, pair->fd[0]) : -EAGAIN) > 0)
+            sent += (size_t)n;
+        assert_int_equal(n, -EAGAIN);
+        assert_int_equal(aio_pipe_bytes(pages), BYTES - sent);
+        n = aio_co_recv(pair->fd[1], got + received, BYTES - received, 0);
+        assert_true(n > 0);
+        received += (size_t)n;
+    }
+    assert_memory_equal(got, want, BYTES);
+    aio_pipe_put(loop, pages);
+    assert_ptr_equal(aio_pipe_get(loop), pages); /* kept */
+    assert_int_equal(aio_co_splice(pages, fd, BYTES - 1, 2), -ENODATA);
+    assert_int_equal(aio_co_splice(pages, fd, 0, AIO_PIPE_MAX + 1), -ENOTSUP);
+    assert_int_equal(aio_co_splice(pages, pair->fd[0], 0, 1), -ENOTSUP);
+    aio_pipe_put(loop, pages); /* with the first byte in it */
+    other = aio_pipe_get(loop);
+    assert_int_equal(aio_pipe_bytes(other), 0);
+    assert_int_equal(aio_pipe_write(other, "x", 1), 0);
+    close(pair->fd[1]);
+    assert_int_equal(aio_pipe_send(other, pair->fd[0]), -EPIPE);
+    aio_pipe_put(loop, other);
+    close(pair->fd[0]);
+    close(fd);
+    done();
+}
+
+static void test_pages(void **state)
+{
+    Pair pair;
+    AioPipe *pipes[100];
+    int n = 0;
+
+    signal(SIGPIPE, SIG_IGN);
+    pair_open(&pair, true);
+    run(pages_co_entry, &pair);
+    while ((pipes[n] = aio_pipe_get(loop)))
+        assert_true(++n < 100);
+    assert_true(n > 0);
+    while (n)
+        aio_pipe_put(loop, pipes[--n]);
+}
+
 static void send_to_nobody_co_entry(void *opaque)
 {
     Pair *pair = opaque;
@@ -617,6 +678,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_memory_io_is_fair, setup, teardown),
         cmocka_unit_test_setup_teardown(test_stream, setup, teardown),
         cmocka_unit_test_setup_teardown(test_pipe, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_pages, setup, teardown),
         cmocka_unit_test_setup_teardown(test_peer_gone, setup, teardown),
         cmocka_unit_test_setup_teardown(test_dontwait, setup, teardown),
         cmocka_unit_test_setup_teardown(test_accept_connect, setup, teardown),
