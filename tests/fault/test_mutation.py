@@ -20,6 +20,7 @@ WORKLOADS = {
     'commit-job-end': '^commit$',
     'commit-refblocks': '^512, 64 bits, refcount table grows',
     'extension': '^bitmaps',
+    'header-back': 'the header fails',
     'incompat': '^damage',
     'lazy-dirty': '^lazy_refcounts',
     'luks-header': '^LUKS, another password',

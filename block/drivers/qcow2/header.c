@@ -349,7 +349,7 @@ int q2_co_header_switch(Qcow2 *q, unsigned offset, const void *old, const void *
         return 0;
     back = q2_co_header_patch(q, offset, old, size);
     if (back == 0)
-        back = child_co_flush(q->node->file);
+        back = q2_co_barrier(q, "header-back");
     if (back < 0) {
         q->unsure = true;
         g_printerr("storage-daemon: %s: the header could not be written, and it is not known what it says now: "

@@ -148,6 +148,7 @@ static int mem_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoV
     Disk *disk = disk_of(node);
     bool fail = fails(disk, FAULT_WRITE);
 
+    fault.header |= disk->slow && offset == 0;
     if (disk->slow && fault.kind == FAULT_FULL && offset + bytes > fault.countdown) {
         fault.happened = true;
         return -ENOSPC;
@@ -186,7 +187,10 @@ static bool mem_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode 
 static int mem_co_flush_to_disk(Node *node)
 {
     delay_co_some(disk_of(node));
-    return fails(disk_of(node), FAULT_FLUSH) ? -EIO : 0;
+    if (fails(disk_of(node), FAULT_FLUSH) || (fault.header && fails(disk_of(node), FAULT_HEADER)))
+        return -EIO;
+    fault.header = false;
+    return 0;
 }
 
 /* Not found by list.sh: its name is not at the beginning of a line. */

@@ -24,11 +24,19 @@ void disk_store_file(const Disk *disk, const char *path);
 void disks_free(void);
 
 /* Which request of a slow disk fails: the countdown'th read, write or flush; all from then on when sticky. */
-typedef enum FaultKind { FAULT_NONE, FAULT_READ, FAULT_WRITE, FAULT_FLUSH, FAULT_FULL } FaultKind;
+typedef enum FaultKind {
+    FAULT_NONE,
+    FAULT_READ,
+    FAULT_WRITE,
+    FAULT_FLUSH,
+    FAULT_FULL,
+    FAULT_HEADER /* a flush that follows a write of the first sector */
+} FaultKind;
 typedef struct Fault {
     FaultKind kind;
     uint64_t countdown; /* FAULT_FULL: bytes that the disk can hold */
     bool sticky, happened;
+    bool header; /* it was written */
 } Fault;
 extern Fault fault;
 

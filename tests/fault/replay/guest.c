@@ -70,15 +70,17 @@ void guest_co_flush(Run *run)
     complete(run, i, "flush", port_co_flush(run->port));
 }
 
-void guest_reverted(Run *run, const uint64_t *content, uint64_t submitted)
+void guest_reverted(Run *run, const uint64_t *content, uint64_t submitted, bool failed)
 {
-    Record r = {.kind = RECORD_REVERT, .bytes = run->sectors * SECTOR, .submitted = submitted};
+    Record r = {.kind = RECORD_REVERT, .bytes = run->sectors * SECTOR, .submitted = submitted, .failed = failed};
 
     r.data = g_memdup2(content, run->sectors * 8); /* for the rest of the process */
-    r.completed = blklogwrites_moment();
+    r.completed = failed ? 0 : blklogwrites_moment();
     g_array_append_val(run->guest, r);
+    memset(run->sure, !failed, run->sectors);
+    if (failed)
+        return;
     memcpy(run->now, content, run->sectors * 8);
-    memset(run->sure, 1, run->sectors);
 }
 
 void guest_co_resize(Run *run, uint64_t size)

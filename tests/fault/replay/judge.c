@@ -373,14 +373,14 @@ void judge_co_run(Run *run, Tally *tally, unsigned states)
     size_t n;
 
     run_co_record(run);
-    run->clean = run->clean && !fault.happened;
+    run->clean = run->clean && (!fault.happened || fault.kind == FAULT_FULL);
     fault = (Fault){0};
     base = g_new0(uint64_t, run->size / SECTOR);
     for (uint64_t s = 0; s < run->size / SECTOR && run->w->backing; s++)
         base[s] = base_value(s);
     c.views = run->views;
     c.states = states_new(run->tracked, run->n_tracked);
-    c.model = model_new(run->guest, run->size, base, run->size / SECTOR);
+    c.model = run->model = model_new(run->guest, run->size, base, run->size / SECTOR);
     judge_co_end(&c);
     n = states_windows(c.states);
     order = g_new(size_t, n);

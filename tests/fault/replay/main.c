@@ -109,10 +109,11 @@ static void task_co_entry(void *opaque)
 }
 
 /* Every fourth run of a workload that consists of requests has one of them fail. */
-static void choose_fault(const Run *run)
+static void choose_fault(Run *run)
 {
     fault = (Fault){0};
-    if (opt.no_faults || run->w->co_body || run->seed % 4 != 3)
+    run->faulty = !opt.no_faults && run->seed % 4 == 3;
+    if (!run->faulty || run->w->co_body)
         return;
     rnd_seed(run->seed);
     fault.kind = (FaultKind)(1 + rnd(4));

@@ -36,6 +36,7 @@ typedef struct Workload {
     const Mix *mix;   /* NULL: some of everything */
     /* NULL: two rounds of the guest's requests */
     void (*co_body)(Run *run);
+    bool faults;      /* the body lets requests fail in every fourth run: Run.faulty */
     bool locked;      /* "file" is encrypted; secret object "sec" opens it */
     unsigned every;   /* only in each so-manieth round, and so many fewer states: it takes long; 0: in all */
     const char *more; /* a shell command that makes more images */
@@ -58,6 +59,7 @@ void rebase_co_body(Run *run);
 void autoclear_co_body(Run *run);
 
 void snapshots_co_body(Run *run);
+void snapshots_header_co_body(Run *run);
 void repair_co_body(Run *run);
 
 extern const Workload workloads[];
@@ -92,7 +94,9 @@ struct Run {
     Tracked tracked[STATES_DISKS_MAX];
     size_t n_tracked;
     GArray *views;  /* of View */
+    bool faulty;    /* requests are to fail */
     bool clean;     /* the end was orderly: the image has no leaks then */
+    Model *model;   /* what the guest may find, while states are judged */
     uint64_t size;  /* of the guest's disk at first */
     GArray *guest;  /* of Record: the guest's log */
     GArray *claims; /* of Claim: about bitmaps; NULL: there are none */
@@ -139,7 +143,7 @@ void run_co_job_wait(Run *run, const char *job, const char *state);
 View *run_view(Run *run, const char *image, const char *format, const char *json);
 /* The same, beside the former views. What it returns may be changed until the next view. */
 View *run_view_too(Run *run, const char *image, const char *format, const char *json);
-/* A copy of what the disk holds for the guest now, nothing being in flight: for View.expect. */
+/* A copy of what the disk holds for the guest now, nothing being in flight and nothing uncertain: for View.expect. */
 uint64_t *run_snapshot(const Run *run);
 
 /* ---- guest.c ---------------------------------------------------------------------------------------------------- */
@@ -150,8 +154,9 @@ void guest_co_run(Run *run, unsigned ops);
 void guest_start(Run *run, unsigned ops);
 void guest_co_wait(Run *run);
 void guest_co_flush(Run *run);
-/* The disk was turned back to @content, by a change submitted at moment @submitted. Nothing is in flight. */
-void guest_reverted(Run *run, const uint64_t *content, uint64_t submitted);
+/* The disk was turned back to @content, by a change submitted at moment @submitted; or perhaps, if that @failed.
+ * Nothing is in flight. */
+void guest_reverted(Run *run, const uint64_t *content, uint64_t submitted, bool failed);
 /* Gives the disk another size. Nothing is in flight. */
 void guest_co_resize(Run *run, uint64_t size);
 /* Reads everything, and compares. */
