@@ -103,7 +103,7 @@ static int name_co_move(Edit *e, size_t room)
     if (!e->name || !e->end || to < e->name + e->name_len || to < e->end + 8 + room + 8)
         return 0;
     name = g_memdup2(e->cluster + e->name, e->name_len);
-    ret = write_co_step(e, to, name, e->name_len);
+    ret = name ? write_co_step(e, to, name, e->name_len) : 0; /* a place without a name */
     store_be64(field, to);
     if (ret == 0)
         ret = write_co_step(e, 8, field, sizeof(field));
