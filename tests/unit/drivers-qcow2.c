@@ -667,14 +667,67 @@ static void grace_co_body(void)
 }
 CO_TEST(grace)
 
+static void new_cluster_co_entry(void *opaque)
+{
+    HeldRead *held = opaque;
+
+    assert_int_equal(port_co_pwrite(held->port, 300 * KIB, 512, held->buf, 0), 0);
+    held->done = true;
+}
+
+/* What becomes free behind a search for free clusters, while it waits for a refcount block, is found by the next. */
+static void freed_behind_the_search_co_body(void)
+{
+    g_autofree HeldRead *held = g_new0(HeldRead, 1);
+    uint64_t host = 0, at = 0;
+    Node *node;
+
+    /* A refcount block for each 32 KiB of the file. */
+    shell_must(1, "qemu-img create -f qcow2 -o cluster_size=512,refcount_bits=64 image 512k && "
+                  "qemu-io -f qcow2 -c 'write -P 1 0 256k' image");
+    node = must_co_open("{'driver':'qcow2','node-name':'q','discard':'unmap','file':{'driver':'blkdebug','image':"
+                        "{'driver':'file','filename':'%s/image'}}}",
+                        folder);
+    held->port = must_co_port(node, true);
+    for (; host < 32 * KIB; at += 512)
+        host = host_co_of(node, at);
+    assert_in_range(host, 32 * KIB, 64 * KIB - 1);
+    assert_int_equal(port_co_pdiscard(held->port, at - 512, 512), 0);
+    assert_int_equal(port_co_flush(held->port), 0);
+    assert_int_equal(node_debug_break(node, "refblock_load", "0"), 0);
+    coroutine_start(loop, new_cluster_co_entry, held);
+    for (int i = 1; i < 4; i++) { /* holds the search up at one block after the other */
+        g_autofree char *tag = g_strdup_printf("%d", i), *before = g_strdup_printf("%d", i - 1);
+        while (!node_debug_suspended(node, before))
+            aio_co_reschedule();
+        assert_int_equal(node_debug_resume(node, before), 0);
+        aio_co_reschedule();
+        assert_int_equal(node_debug_break(node, "refblock_load", tag), 0);
+    }
+    while (!node_debug_suspended(node, "3"))
+        aio_co_reschedule();
+    assert_int_equal(port_co_flush(held->port), 0); /* now it becomes free */
+    assert_int_equal(node_debug_resume(node, "3"), 0);
+    while (!held->done)
+        aio_co_reschedule();
+    assert_int_equal(host_co_of(node, 300 * KIB), host); /* the search was for the L2 table */
+    port_co_free(held->port);
+    node_co_unref(node);
+    shell_must(1, "qemu-img check -f qcow2 image");
+}
+CO_TEST(freed_behind_the_search)
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(headers),        cmocka_unit_test(options),          cmocka_unit_test(backing),
-        cmocka_unit_test(snapshots),      cmocka_unit_test(autoclear),        cmocka_unit_test(damage),
-        cmocka_unit_test(resize),         cmocka_unit_test(status),           cmocka_unit_test(create),
-        cmocka_unit_test(behind_the_end), cmocka_unit_test(compressed),       cmocka_unit_test(info),
-        cmocka_unit_test(grace),          cmocka_unit_test(discard_metadata), cmocka_unit_test(inactive_tables),
+        cmocka_unit_test(headers),         cmocka_unit_test(options),
+        cmocka_unit_test(backing),         cmocka_unit_test(snapshots),
+        cmocka_unit_test(autoclear),       cmocka_unit_test(damage),
+        cmocka_unit_test(resize),          cmocka_unit_test(status),
+        cmocka_unit_test(create),          cmocka_unit_test(behind_the_end),
+        cmocka_unit_test(compressed),      cmocka_unit_test(info),
+        cmocka_unit_test(grace),           cmocka_unit_test(discard_metadata),
+        cmocka_unit_test(inactive_tables), cmocka_unit_test(freed_behind_the_search),
     };
     const char *only = g_getenv("SD_ONLY");
 

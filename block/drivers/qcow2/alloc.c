@@ -111,16 +111,18 @@ static int alloc_co_take(Qcow2 *q, uint64_t start, uint64_t n)
 static int alloc_co_locked(Qcow2 *q, uint64_t want, bool exact, Q2Run *run)
 {
     Search s = {.want = want, .exact = exact, .first_free = UINT64_MAX};
-    uint64_t hint = q->free_hint, offset, bytes;
+    uint64_t offset, bytes;
+    bool region = false;
     unsigned kind;
     int ret;
 
     if (G_UNLIKELY(q->corrupt || q->unsure))
         return -EIO;
+    q->freed_low = UINT64_MAX;
     if (exact && want > UINT64_C(1) << (q->rb_bits - 1)) {
         s.len = want;
         ret = q2_refcount_co_region(q, want, &s.start);
-        hint = UINT64_MAX; /* stays where it is */
+        region = true;
     } else {
         ret = alloc_co_search(q, &s);
     }
@@ -140,9 +142,8 @@ static int alloc_co_locked(Qcow2 *q, uint64_t want, bool exact, Q2Run *run)
     ret = alloc_co_take(q, s.start, s.len);
     if (ret < 0)
         return ret;
-    /* Unless something below was freed meanwhile. */
-    if (q->free_hint == hint)
-        q->free_hint = s.first_free == s.start ? s.start + s.len : s.first_free;
+    if (!region) /* and what was freed meanwhile may lie where the search had been */
+        q->free_hint = u64_min(s.first_free == s.start ? s.start + s.len : s.first_free, q->freed_low);
     *run = (Q2Run){.offset = offset, .n = s.len, .fresh = offset >= q->fresh_above};
     q->fresh_above = u64_max(q->fresh_above, offset + bytes);
     return 0;
@@ -231,6 +232,7 @@ int q2_co_alloc_bytes(Qcow2 *q, uint64_t bytes, uint64_t *ret_offset)
 static void freed(Qcow2 *q, uint64_t ci)
 {
     q->free_hint = u64_min(q->free_hint, ci);
+    q->freed_low = u64_min(q->freed_low, ci);
     q->rb_full[ci >> q->rb_bits] = 0;
     if (q->packed_next >> q->cluster_bits == ci)
         q->packed_next = 0;

@@ -359,35 +359,36 @@ int q2_co_header_switch(Qcow2 *q, unsigned offset, const void *old, const void *
     return ret;
 }
 
-int q2_co_set_incompat(Qcow2 *q, uint64_t incompat)
+/* One at a time: each writes the bits that the other does not mean, too. */
+static int incompat_co_change(Qcow2 *q, uint64_t set, uint64_t clear)
 {
+    uint64_t incompat;
     uint8_t field[8];
-    int ret;
+    int ret = 0;
 
-    if (q->header.version < 3)
-        return 0;
+    comutex_co_lock(&q->header_lock);
+    incompat = (q->header.incompat | set) & ~clear;
     store_be64(field, incompat);
-    ret = q2_co_header_patch(q, Q2_H_INCOMPAT, field, sizeof(field));
-    if (ret == 0)
-        ret = q2_co_barrier(q, "incompat");
+    if (incompat != q->header.incompat)
+        ret = q2_co_header_patch(q, Q2_H_INCOMPAT, field, sizeof(field));
     if (ret == 0)
         q->header.incompat = incompat;
+    comutex_unlock(&q->header_lock);
     return ret;
+}
+
+int q2_co_set_corrupt(Qcow2 *q)
+{
+    int ret = q->header.version < 3 ? 0 : incompat_co_change(q, Q2_INCOMPAT_CORRUPT, 0);
+
+    return ret == 0 ? q2_co_barrier(q, "incompat") : ret;
 }
 
 int q2_co_set_dirty(Qcow2 *q, bool dirty)
 {
-    uint64_t bit = Q2_INCOMPAT_DIRTY, incompat = dirty ? q->header.incompat | bit : q->header.incompat & ~bit;
-    uint8_t field[8];
-    int ret;
-
-    if (incompat == q->header.incompat)
+    if (dirty == !!(q->header.incompat & Q2_INCOMPAT_DIRTY))
         return 0;
-    store_be64(field, incompat);
-    ret = q2_co_header_patch(q, Q2_H_INCOMPAT, field, sizeof(field));
-    if (ret == 0)
-        q->header.incompat = incompat;
-    return ret;
+    return dirty ? incompat_co_change(q, Q2_INCOMPAT_DIRTY, 0) : incompat_co_change(q, 0, Q2_INCOMPAT_DIRTY);
 }
 
 int q2_co_before_first_write(Qcow2 *q)
@@ -395,6 +396,8 @@ int q2_co_before_first_write(Qcow2 *q)
     const uint64_t keep = (q->stored->len ? Q2_AUTOCLEAR_BITMAPS : 0) | (q2_has_data_file(q) ? Q2_AUTOCLEAR_RAW : 0);
     int ret = 0;
 
+    if (G_UNLIKELY(q->corrupt))
+        return -EIO;
     comutex_co_lock(&q->first_write_lock);
     if (!q->wrote && (q->header.autoclear & ~keep)) {
         uint8_t field[8];

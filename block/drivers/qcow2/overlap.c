@@ -203,7 +203,7 @@ int q2_co_corrupt(Qcow2 *q, int64_t offset, int64_t size, const char *fmt, ...)
     if (fatal) {
         q->corrupt = true; /* before anything yields: nobody goes on meanwhile */
         g_printerr("qcow2: Marking image as corrupt: %s; further corruption events will be suppressed\n", msg);
-        if (q2_co_set_incompat(q, q->header.incompat | Q2_INCOMPAT_CORRUPT) < 0)
+        if (q2_co_set_corrupt(q) < 0)
             g_printerr("qcow2: node '%s' could not be marked as corrupt\n", q->node->name);
     } else {
         g_printerr("qcow2: Image is corrupt: %s; further non-fatal corruption events will be suppressed\n", msg);

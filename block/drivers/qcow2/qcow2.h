@@ -140,9 +140,9 @@ int q2_co_header_patch(Qcow2 *q, unsigned offset, const void *bytes, unsigned si
  * the image is opened again, and what either of the two leads to must stay as it is. @site: q2_co_barrier()'s. 0 or
  * -errno. */
 int q2_co_header_switch(Qcow2 *q, unsigned offset, const void *old, const void *now, unsigned size, const char *site);
-/* Sets the feature bits in the image and in memory and makes them durable. Version 3 only. */
-int q2_co_set_incompat(Qcow2 *q, uint64_t incompat);
-/* The same for the dirty bit, without the barrier: what it vouches for, or no longer does, brings its own. */
+/* Sets the corrupt bit in the image and in memory and makes it durable; nothing in version 2, which has none. */
+int q2_co_set_corrupt(Qcow2 *q);
+/* Sets the dirty bit or takes it off, without the barrier: what it vouches for, or no longer does, brings its own. */
 int q2_co_set_dirty(Qcow2 *q, bool dirty);
 
 /* ---- ext.c ------------------------------------------------------------------------------------------------------ */
@@ -524,6 +524,7 @@ struct Qcow2 {
     /* allocation: alloc_lock for whoever takes clusters */
     CoMutex alloc_lock;
     uint64_t free_hint;   /* index of the first cluster that may be free */
+    uint64_t freed_low;   /* index of the first cluster that became free since the present allocation began */
     uint64_t fresh_above; /* host offset from which the file has never been written */
     uint64_t packed_next; /* host offset where the next compressed data goes, 0: into a new cluster */
     CoMutex packed_lock;

@@ -160,15 +160,14 @@ static int drop_co_name(Rebase *r)
 
 static bool rebase_co_image(Rebase *r, const char *file, const char *format, GError **error)
 {
-    int ret = q2_co_before_first_write(r->q);
+    int ret;
 
-    if (ret == 0 && !read_co_cluster(r, error))
+    if (!read_co_cluster(r, error))
         return false;
-    if (ret == 0 && file && (strlen(file) > Q2_MAX_BACKING || !place_name(r, strlen(file), format)))
+    if (file && (strlen(file) > Q2_MAX_BACKING || !place_name(r, strlen(file), format)))
         return error_set(error, "Backing file name too long: its %zu bytes do not fit into the header cluster of %zu",
                          strlen(file), r->size);
-    if (ret == 0)
-        ret = file ? switch_co_names(r, file, format) : drop_co_name(r);
+    ret = file ? switch_co_names(r, file, format) : drop_co_name(r);
     return ret == 0 || error_set_errno(error, -ret, "Could not write the header of '%s'", r->q->node->name);
 }
 
@@ -179,11 +178,15 @@ bool q2_co_change_backing(Node *node, const char *file, const char *format, GErr
     g_autofree uint8_t *cluster = g_try_malloc0(size);
     Rebase r = {.q = q, .size = size, .cluster = cluster};
     bool ok;
+    int ret;
 
     if (!cluster)
         return error_set(error, "Could not allocate memory for the header of '%s'", node->name);
     if (format && strlen(format) > 15)
         return error_set(error, "Backing format name '%s' is too long, the limit is 15 bytes", format);
+    ret = q2_co_before_first_write(q);
+    if (ret < 0)
+        return error_set_errno(error, -ret, "Could not write the header of '%s'", node->name);
     comutex_co_lock(&q->header_lock);
     ok = rebase_co_image(&r, file, format, error);
     comutex_unlock(&q->header_lock);

@@ -70,9 +70,10 @@ static int l1_co_grow_locked(Qcow2 *q, uint32_t size)
         ret = q2_co_alloc(q, clusters, true, &run);
     if (ret == 0) {
         ret = l1_co_write_new(q, &run, size);
-        if (ret == 0 && !q2_meta_reserve(q, clusters))
-            ret = -ENOMEM; /* the header points there already: leave it allocated, this node is of no more use */
-        else if (ret < 0 && !q->unsure)
+        if (ret == 0 && !q2_meta_reserve(q, clusters)) {
+            ret = -ENOMEM;
+            q->unsure = true; /* the header points there already, memory cannot follow */
+        } else if (ret < 0 && !q->unsure)
             q2_co_unref(q, run.offset, run.n << q->cluster_bits, Q2_FREE_OTHER);
     }
     if (ret < 0) {

@@ -203,6 +203,15 @@ static bool find_snapshot(Qcow2 *q, const char *id, const char *name, Q2Snapshot
                              id ? id : "null", name ? name : "null", q->node->name);
 }
 
+/* The snapshot that was meant, and its L1 table, now that nobody else can change either: somebody may have before. */
+static int change_co_find(Qcow2 *q, const char *id, const char *name, Q2Snapshot **ret, uint64_t **ret_l1)
+{
+    *ret = q2_snapshot_find(q, id, name);
+    if (!*ret)
+        return -ENOENT;
+    return q2_snapshot_co_l1(q, *ret, ret_l1, NULL) ? 0 : -EIO;
+}
+
 static int delete_co_locked(Change *c, Qcow2 *q, uint32_t index, const uint64_t *l1)
 {
     Q2Shadow *s = &c->shadow;
@@ -236,13 +245,14 @@ bool q2_co_snapshot_delete(Node *node, const char *id, const char *name, GError 
     int ret;
 
     if (!check_use(q, error) || !find_snapshot(q, id, name, &snapshot, error) ||
-        !q2_snapshot_co_l1(q, snapshot, &l1, error))
+        !q2_snapshot_check_l1(q, snapshot, error))
         return false;
     g_autofree char *title = g_strdup(snapshot->name), *exact = g_strdup(snapshot->id);
     ret = change_co_begin(&c, q, q->l1_size, -1);
-    snapshot = q2_snapshot_find(q, exact, title); /* the array may be another one */
     if (ret == 0)
-        ret = snapshot ? delete_co_locked(&c, q, (uint32_t)(snapshot - q->snapshots), l1) : -ENOENT;
+        ret = change_co_find(q, exact, title, &snapshot, &l1);
+    if (ret == 0)
+        ret = delete_co_locked(&c, q, (uint32_t)(snapshot - q->snapshots), l1);
     change_co_end(&c);
     return ret == 0 || change_failed(q, ret, "delete", title, error);
 }
@@ -294,7 +304,7 @@ bool q2_co_snapshot_apply(Node *node, const char *id, const char *name, uint64_t
     int ret;
 
     if (!check_use(q, error) || !find_snapshot(q, id, name, &snapshot, error) ||
-        !q2_snapshot_co_l1(q, snapshot, &l1, error))
+        !q2_snapshot_check_l1(q, snapshot, error))
         return false;
     need = l1_need(q, size);
     if (snapshot->size != size)
@@ -308,9 +318,10 @@ bool q2_co_snapshot_apply(Node *node, const char *id, const char *name, uint64_t
         return false;
     g_autofree char *title = g_strdup(snapshot->name), *exact = g_strdup(snapshot->id);
     ret = change_co_begin(&c, q, (uint32_t)need, 0);
-    snapshot = q2_snapshot_find(q, exact, title); /* the array may be another one */
     if (ret == 0)
-        ret = snapshot && snapshot->size == size ? apply_co_locked(&c, q, snapshot, l1) : -ENOENT;
+        ret = change_co_find(q, exact, title, &snapshot, &l1);
+    if (ret == 0)
+        ret = snapshot->size == size ? apply_co_locked(&c, q, snapshot, l1) : -ENOENT;
     change_co_end(&c);
     return ret == 0 || change_failed(q, ret, "apply", title, error);
 }
