@@ -64,8 +64,9 @@ static bool existing_co_open(Action *action, GError **error)
 static bool add_co_open(Action *action, GError **error)
 {
     const BlockDirtyBitmapAdd *arg = action->arg;
+    Node *node = bitmap_name_ok(arg->name, error) ? transaction_find(action->txn, arg->node, arg->node, error) : NULL;
 
-    return bitmap_name_ok(arg->name, error) && transaction_find(action->txn, arg->node, arg->node, error);
+    return node && (!arg->persistent || bitmap_co_check_room(node_skip_implicit(node), error));
 }
 
 static bool add_co_prepare(Action *action, GError **error)

@@ -175,6 +175,23 @@ bool bitmap_can_store(Node *node, const char *name, uint64_t granularity, GError
     return true;
 }
 
+bool bitmap_co_check_room(Node *node, GError **error)
+{
+    bool ok = true;
+
+    if (!node->drv->co_bitmaps_fit)
+        return true;
+    node_ref(node);
+    node_co_enter(node);
+    if (node_writable(node))
+        ok = node->drv->co_bitmaps_fit(node, error);
+    node_in_flight_dec(node);
+    if (!ok)
+        g_prefix_error(error, "Can't store persistent bitmaps in '%s': ", node->name);
+    node_co_unref(node);
+    return ok;
+}
+
 bool bitmap_co_touch(Bitmap *bitmap, GError **error)
 {
     Node *node = bitmap->node;

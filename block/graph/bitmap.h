@@ -49,6 +49,9 @@ bool bitmap_check(const Bitmap *bitmap, unsigned refuse, GError **error);
 
 /* Can the node's format store one more bitmap of that name and granularity (bytes)? With QEMU's texts. */
 bool bitmap_can_store(Node *node, const char *name, uint64_t granularity, GError **error);
+/* Has the image a place where it can say that it holds bitmaps at all, which takes reading? Formats that hold none, and
+ * nodes that are read-only, are left to the above. */
+bool bitmap_co_check_room(Node *node, GError **error);
 /* A persistent bitmap is about to be changed by other means than a write to its node: the image says so from now on,
  * durably. What cannot be written to needs nothing. The bitmap may be gone when it returns. */
 bool bitmap_co_touch(Bitmap *bitmap, GError **error);

@@ -178,6 +178,8 @@ struct Driver {
      */
     /* Could one more of that name and granularity (bytes) be stored? Says why not. */
     bool (*can_store_bitmap)(Node *node, const char *name, uint64_t granularity, GError **error);
+    /* Has the image a place where it can say that it holds bitmaps? Says why not. NULL: always. */
+    bool (*co_bitmaps_fit)(Node *node, GError **error);
     /* A bitmap is about to change: the image does not vouch for any from now on, durably. 0 or -errno. */
     int (*co_touch_bitmaps)(Node *node);
     /* Takes one out of the image, durably; no error where it is not in there. */

@@ -69,6 +69,26 @@ class Persistent(JobCase):
 
 
 class Life(Persistent):
+    def test_no_room_in_the_header(self):
+        """Clusters of 512 bytes and a long backing file's name leave none: to be told at once, not on closing."""
+        for length, fits in ((100, True), (395, False)):
+            name = 'b' * length
+            sd.create_image(self.path(name), 'raw', SIZE)
+            sd.run('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', 'cluster_size=512', '-b', name, '-F', 'raw',
+                   self.image)
+            before = open(self.image, 'rb').read()
+            d = self.start()
+            if not fits:
+                self.fails(d, "Can't store persistent bitmaps in 'disk': The header cluster of 'disk', 512 bytes, has no "
+                           'room for an extension of 24 bytes', 'block-dirty-bitmap-add', node=NAME, name='b',
+                           persistent=True)
+                self.assertEqual(open(self.image, 'rb').read(), before)
+                d.cmd('block-dirty-bitmap-add', node=NAME, name='b')
+            else:
+                self.add(d)
+            d.shutdown()
+            self.assertEqual(bool(sd.image_info(self.image)['format-specific']['data'].get('bitmaps')), fits)
+
     def test_over_restarts(self):
         self.create()
         d = self.start()

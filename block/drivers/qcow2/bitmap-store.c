@@ -208,12 +208,20 @@ static int directory_co_write(Store *s, const uint8_t *raw)
     return ret == 0 ? q2_co_barrier(q, "bitmap-directory") : ret;
 }
 
+/* The header extension that leads to a directory. */
+enum { EXTENSION_BYTES = 24 };
+
+bool q2_co_bitmaps_fit(Node *node, GError **error)
+{
+    return q2_ext_co_fits(q2_of(node), Q2_EXT_BITMAPS, EXTENSION_BYTES, error);
+}
+
 /* Steps 2 to 4. */
 static bool directory_co_switch(Store *s, GError **error)
 {
     Qcow2 *q = s->q;
     g_autofree uint8_t *raw = q2_bitmaps_directory(s->list, &s->size);
-    uint8_t ext[24] = {0};
+    uint8_t ext[EXTENSION_BYTES] = {0};
     int ret = raw ? 0 : -ENOMEM;
 
     if (ret == 0 && s->list->len)

@@ -34,14 +34,15 @@ typedef struct Edit {
     size_t limit;          /* extensions end here */
     size_t end;            /* of the end mark; 0: there is none */
     uint32_t type;         /* what is to be changed */
+    bool dry;              /* only to see whether it can be: nothing is written */
     Slot old;
 } Edit;
 
 static int write_co_step(Edit *e, size_t offset, const void *bytes, size_t size)
 {
-    int ret = child_co_pwrite(e->q->node->file, offset, size, bytes, 0);
+    int ret = e->dry ? 0 : child_co_pwrite(e->q->node->file, offset, size, bytes, 0);
 
-    if (ret == 0)
+    if (ret == 0 && !e->dry)
         ret = q2_co_barrier(e->q, "extension");
     if (ret == 0)
         memcpy(e->cluster + offset, bytes, size);
@@ -260,12 +261,13 @@ static void edit_end(Edit *e)
     g_free(e->cluster);
 }
 
-bool q2_ext_co_set(Qcow2 *q, uint32_t type, const void *data, uint32_t len, GError **error)
+static bool ext_co_set(Qcow2 *q, uint32_t type, const void *data, uint32_t len, bool dry, GError **error)
 {
     Edit e;
     bool ok = edit_co_begin(&e, q, type, error), no_room = false;
     int ret = 0;
 
+    e.dry = dry;
     if (ok && !edit_co_in_place(&e, data, len, &ret))
         ret = edit_co_place(&e, data, len, &no_room);
     edit_end(&e);
@@ -276,6 +278,18 @@ bool q2_ext_co_set(Qcow2 *q, uint32_t type, const void *data, uint32_t len, GErr
             error, "The header cluster of '%s', %zu bytes, has no room for an extension of %" G_GUINT32_FORMAT " bytes",
             q->node->name, e.size, len);
     return ret == 0 || error_set_errno(error, -ret, "Could not write the header of '%s'", q->node->name);
+}
+
+bool q2_ext_co_set(Qcow2 *q, uint32_t type, const void *data, uint32_t len, GError **error)
+{
+    return ext_co_set(q, type, data, len, false, error);
+}
+
+bool q2_ext_co_fits(Qcow2 *q, uint32_t type, uint32_t len, GError **error)
+{
+    g_autofree uint8_t *data = g_malloc0(len);
+
+    return ext_co_set(q, type, data, len, true, error);
 }
 
 bool q2_ext_co_remove(Qcow2 *q, uint32_t type, GError **error)

@@ -359,6 +359,7 @@ const Driver driver_qcow2 = {
     .co_truncate = q2_co_truncate,
     .co_change_backing = q2_co_change_backing,
     .can_store_bitmap = q2_can_store_bitmap,
+    .co_bitmaps_fit = q2_co_bitmaps_fit,
     .co_touch_bitmaps = q2_co_touch_bitmaps,
     .co_remove_bitmap = q2_co_remove_bitmap,
     .co_amend = q2_co_amend,

@@ -151,6 +151,8 @@ int q2_co_set_dirty(Qcow2 *q, bool dirty);
  * crash the old one stands or the new one. What is in memory of the header is the caller's business. False with @error
  * when the header cluster has no room (nothing has changed then) or could not be written. Takes header_lock. */
 bool q2_ext_co_set(Qcow2 *q, uint32_t type, const void *data, uint32_t len, GError **error);
+/* Could it, with @len bytes? Reads the header, and changes nothing. */
+bool q2_ext_co_fits(Qcow2 *q, uint32_t type, uint32_t len, GError **error);
 /* Takes all extensions of that type away; no error when there are none. */
 bool q2_ext_co_remove(Qcow2 *q, uint32_t type, GError **error);
 
@@ -172,6 +174,7 @@ bool q2_bitmaps_co_store(Qcow2 *q, GError **error);
 bool q2_bitmaps_allow_size(const Qcow2 *q, uint64_t size, GError **error);
 /* The driver's callbacks. */
 bool q2_can_store_bitmap(Node *node, const char *name, uint64_t granularity, GError **error);
+bool q2_co_bitmaps_fit(Node *node, GError **error);
 int q2_co_touch_bitmaps(Node *node);
 bool q2_co_remove_bitmap(Node *node, const char *name, GError **error);
 
