@@ -71,7 +71,7 @@ class Persistent(JobCase):
 class Life(Persistent):
     def test_no_room_in_the_header(self):
         """Clusters of 512 bytes and a long backing file's name leave none: to be told at once, not on closing."""
-        for length, fits in ((100, True), (395, False)):
+        for length, fits in ((10, True), (200, False)):
             name = 'b' * length
             sd.create_image(self.path(name), 'raw', SIZE)
             sd.run('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', 'cluster_size=512', '-b', name, '-F', 'raw',
