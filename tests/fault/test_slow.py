@@ -28,18 +28,9 @@ class Slow(sd.Case):
         """A server that hangs takes a request and never answers: the daemon leaves without that."""
         d = self.daemon()
         d.cmd('blockdev-add', self.slow_disk(CLUSTER), node_name='n')
-        uri = d.export('n', writable=True)
         with open(self.path('pid')) as f:
             os.kill(int(f.read()), signal.SIGSTOP)
-
-        def write():
-            with contextlib.suppress(Exception), sd.nbd_connect(uri) as h:
-                h.pwrite(bytes(4096), 0)
-
-        thread = threading.Thread(target=write)
-        thread.start()
-        self.addCleanup(thread.join)
-        time.sleep(0.5)  # the write is on its way, or comes to a server that says nothing either
+        d.cmd('human-monitor-command', command_line='qemu-io n "aio_write 0 4k"')  # on its way when this returns
         begin = time.monotonic()
         d.terminate()
         self.assertGreater(time.monotonic() - begin, 5)  # it did wait

@@ -25,8 +25,7 @@ int q2_co_block_status(Node *node, bool want_zero, uint64_t offset, uint64_t byt
 
     if (r == 0 && (ret->flags & STATUS_OFFSET_VALID)) {
         ret->file = q->data->node;
-        if (q2_is_raw(q))
-            ret->flags |= STATUS_RECURSE; /* what is zero stands there as data */
+        ret->flags |= STATUS_RECURSE; /* what was preallocated, or lies in a raw data file, may be zero all the same */
     }
     if (r == 0 && q->crypt) { /* what stands there is not what is read */
         ret->flags &= ~(unsigned)(STATUS_OFFSET_VALID | STATUS_RECURSE);
