@@ -1,5 +1,4 @@
 """Slow devices behind nbdkit's delay filter: what waits for one holds up nothing else."""
-import contextlib
 import os
 import signal
 import subprocess
