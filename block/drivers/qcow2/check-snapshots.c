@@ -1,5 +1,6 @@
 /*
- * The snapshot table, read without trust, and written anew where entries lack what version 3 wants of them.
+ * The snapshot table, read without trust, and written anew where entries lack what version 3 wants of them, or where
+ * the table goes on behind its largest size: of what cannot be found there nothing is left.
  *
  * A new table goes behind the end of the file and is durable before the header names it, which is durable with the
  * other repaired entries; the counts of its clusters and those of the old one are the following pass's business. Until
@@ -67,11 +68,15 @@ int check_co_read_snapshots(Check *c)
             check_say(c, "ERROR snapshot table entry %" G_GUINT32_FORMAT " %s", i,
                       e.extra > EXTRA_MAX ? "has too much extra data" : "is incomplete");
         }
+        if (at + e.length - h->snapshots_offset > Q2_MAX_SNAPSHOT_BYTES) {
+            if (!(c->fix & CHECK_FIX_ERRORS))
+                return table_bad(c, "it has more than 64 MiB");
+            excess += n - i; /* nobody can say where the next one begins */
+            break;
+        }
         c->snapshots[i] = (CheckSnapshot){.l1_offset = load_be64(e.fixed), .l1_size = load_be32(e.fixed + 8)};
         c->n_snapshots = i + 1;
         at += e.length;
-        if (at - h->snapshots_offset > Q2_MAX_SNAPSHOT_BYTES)
-            return table_bad(c, "it has more than 64 MiB");
     }
     c->snapshots_bytes = at - h->snapshots_offset;
     if (excess) {
@@ -127,6 +132,8 @@ int check_co_rewrite_snapshots(Check *c)
     ret = child_co_pwrite(c->file, to, table->len, table->data, 0);
     if (ret == 0)
         ret = check_co_barrier(c, "repair-snapshots");
+    if (!c->n_snapshots)
+        to = 0;
     store_be32(field, c->n_snapshots);
     store_be64(field + 4, to);
     if (ret == 0)
