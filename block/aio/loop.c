@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 /*
@@ -11,9 +12,16 @@
  * were half a megabyte of an idle daemon's memory, and 0.2 ms of its start.
  */
 #define SQ_ENTRIES 1024
-#define CQ_ENTRIES 4096
+#define CQ_PER_SQ  4
+/*
+ * The kernel charges these entries (64 bytes for a submission, 16 for a completion: about 140 KiB) to the user, all of
+ * whose processes together may lock RLIMIT_MEMLOCK bytes; CAP_IPC_LOCK spares that. With 8 MiB some 55 daemons get
+ * theirs. Where it is used up, or was small from the start, fewer entries do as well, at some cost: a busy turn submits
+ * more often.
+ */
+#define SQ_ENTRIES_MIN 32
 
-static int ring_init(struct io_uring *ring)
+static int ring_init_sized(struct io_uring *ring, unsigned entries)
 {
     /*
      * What spares interrupts and locks: one thread submits, and the kernel leaves completion work until that thread
@@ -26,10 +34,34 @@ static int ring_init(struct io_uring *ring)
     };
     int ret = -EINVAL;
     for (size_t i = 0; i < G_N_ELEMENTS(flags) && ret == -EINVAL; i++) {
-        struct io_uring_params params = {.flags = flags[i] | IORING_SETUP_CQSIZE, .cq_entries = CQ_ENTRIES};
-        ret = io_uring_queue_init_params(SQ_ENTRIES, ring, &params);
+        struct io_uring_params params = {.flags = flags[i] | IORING_SETUP_CQSIZE, .cq_entries = entries * CQ_PER_SQ};
+        ret = io_uring_queue_init_params(entries, ring, &params);
     }
     return ret;
+}
+
+static int ring_init(struct io_uring *ring)
+{
+    unsigned entries = SQ_ENTRIES;
+    int ret;
+
+    do
+        ret = ring_init_sized(ring, entries);
+    while (ret == -ENOMEM && (entries /= 2) >= SQ_ENTRIES_MIN);
+    return ret;
+}
+
+static bool no_locked_memory(GError **error)
+{
+    struct rlimit limit;
+
+    getrlimit(RLIMIT_MEMLOCK, &limit);
+    return error_set_errno(
+        error, ENOMEM,
+        "Cannot create an io_uring: the processes of this user lock as much memory as they may, %llu "
+        "KiB together; raise RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK= of systemd, "
+        "/etc/security/limits.conf) or give CAP_IPC_LOCK",
+        (unsigned long long)limit.rlim_cur / 1024);
 }
 
 static bool loop_setup(Loop *loop, GError **error)
@@ -41,7 +73,7 @@ static bool loop_setup(Loop *loop, GError **error)
                                "/proc/sys/kernel/io_uring_disabled and the container's seccomp profile)");
     }
     if (ret == -ENOMEM)
-        return error_set_errno(error, -ret, "Cannot create an io_uring: check the limit of locked memory (ulimit -l)");
+        return no_locked_memory(error);
     if (ret < 0)
         return error_set_errno(error, -ret, "Cannot create an io_uring");
     const unsigned needed = IORING_FEAT_NODROP | IORING_FEAT_EXT_ARG | IORING_FEAT_RW_CUR_POS;
