@@ -10,8 +10,8 @@
  * GiB of data was measured) and network file systems ask a server: those go to a worker thread, one at a time, since
  * what one finds often answers those that wait. What is found is joined to what is remembered where the two touch: a
  * look-up in front of it would else walk to the same end each time (reads of 256 KiB at random places of a GiB on tmpfs
- * came down to 300 a second). What takes the time is to find the end of data. A question about a short range is
- * answered without it, in place: up to NEAR_MAX, data at the beginning counts as data throughout.
+ * came down to 300 a second). What takes the time is to find the end of data far away. A question about a short range
+ * (up to NEAR_MAX) is answered in place: data at both ends of it counts as data throughout.
  */
 #include "block/aio/io.h"
 #include "block/drivers/file.h"
@@ -19,7 +19,8 @@
 #include <errno.h>
 #include <unistd.h>
 
-#define NEAR_MAX (256 * 1024)
+#define NEAR_MAX  (256 * 1024)
+#define NEAR_PAGE 4096
 
 /* What one look-up found out from @offset on. */
 typedef struct Lookup {
@@ -55,19 +56,6 @@ static void answer(Node *node, unsigned what, uint64_t offset, uint64_t bytes, B
     ret->file = node;
 }
 
-static void answer_near(Node *node, uint64_t offset, uint64_t bytes, BlockStatus *ret)
-{
-    FileState *s = node->state;
-    off_t data = lseek(s->fd, (off_t)offset, SEEK_DATA);
-
-    if (data < 0 && errno == ENXIO)
-        answer(node, STATUS_ZERO, offset, bytes, ret);
-    else if (data <= (off_t)offset) /* or it could not be told */
-        answer(node, STATUS_DATA, offset, bytes, ret);
-    else
-        answer(node, STATUS_ZERO, offset, u64_min(bytes, (uint64_t)data - offset), ret);
-}
-
 static bool is_known_data(const FileState *s, uint64_t offset)
 {
     return offset >= s->data_start && offset < s->data_end;
@@ -83,6 +71,38 @@ static void remember(FileState *s, const Lookup *l)
     } else {
         s->data_start = l->data_start;
         s->data_end = l->data_end;
+    }
+}
+
+/*
+ * The end of the data that begins at @offset, if it lies within @bytes; else 0. Where the last page is data, too, all
+ * is taken for data; where not, the kernel need not walk further than there.
+ */
+static uint64_t near_end(const FileState *s, uint64_t offset, uint64_t bytes)
+{
+    off_t last = (off_t)align_down(offset + bytes - 1, NEAR_PAGE), hole;
+
+    if (last <= (off_t)offset || lseek(s->fd, last, SEEK_DATA) == last)
+        return 0;
+    hole = lseek(s->fd, (off_t)offset, SEEK_HOLE);
+    return hole > (off_t)offset && (uint64_t)hole < offset + bytes ? (uint64_t)hole : 0;
+}
+
+static void answer_near(Node *node, uint64_t offset, uint64_t bytes, BlockStatus *ret)
+{
+    FileState *s = node->state;
+    off_t data = lseek(s->fd, (off_t)offset, SEEK_DATA);
+    uint64_t end;
+
+    if (data < 0 && errno == ENXIO) {
+        answer(node, STATUS_ZERO, offset, bytes, ret);
+    } else if (data > (off_t)offset) {
+        answer(node, STATUS_ZERO, offset, u64_min(bytes, (uint64_t)data - offset), ret);
+    } else {
+        end = data < 0 ? 0 : near_end(s, offset, bytes); /* or it could not be told */
+        if (end)
+            remember(s, &(Lookup){.data_start = offset, .data_end = end});
+        answer(node, STATUS_DATA, offset, end ? end - offset : bytes, ret);
     }
 }
 

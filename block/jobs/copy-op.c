@@ -9,6 +9,7 @@
 
 #define BUFFER_MAX (1024 * 1024)      /* bytes read at a time, however long the piece is */
 #define ZERO_PIECE (64 * 1024 * 1024) /* bytes zeroed at a time: between them the job can be cancelled */
+#define GAP_MIN    (32 * 1024)        /* bytes of zeroes amid data that are worth to be left out */
 
 uint64_t copy_buffer_size(const CopyOptions *o)
 {
@@ -117,14 +118,14 @@ static void copy_co_offload(Copy *c, uint64_t *offset, uint64_t *bytes)
     }
 }
 
-static int copy_co_data(Copy *c, uint64_t offset, uint64_t bytes, bool *ret_is_read)
+/* Copies a range from first to last byte. */
+static int copy_co_bytes(Copy *c, uint64_t offset, uint64_t bytes, bool *ret_is_read)
 {
     uint64_t size = u64_min(bytes, copy_buffer_size(&c->opt));
     ReqFlags flags = c->opt.compress_cluster ? REQ_WRITE_COMPRESSED : 0;
     void *buf;
     int ret;
 
-    *ret_is_read = false;
     if (!c->opt.compress_cluster && !c->opt.copy_on_read)
         copy_co_offload(c, &offset, &bytes);
     if (!bytes)
@@ -142,6 +143,63 @@ static int copy_co_data(Copy *c, uint64_t offset, uint64_t bytes, bool *ret_is_r
         bytes -= n;
     }
     aio_buf_put(c->job->loop, buf, size);
+    return ret;
+}
+
+/*
+ * How many zeroes at the beginning of a range the target has already, too. They have to have a place in the target:
+ * what it reads only for want of a backing file, or from one, may change with that.
+ */
+static uint64_t copy_co_zeroes_there(Copy *c, uint64_t offset, uint64_t bytes)
+{
+    BlockStatus status;
+    int depth;
+    int ret = node_co_block_status_above(c->opt.target->node, NULL, true, offset, bytes, &status, &depth);
+
+    if (ret < 0 || !(status.flags & STATUS_ZERO))
+        return 0;
+    if (!c->opt.skip_zeroes && (depth || !(status.flags & STATUS_OFFSET_VALID)))
+        return 0;
+    return u64_min(status.bytes, bytes);
+}
+
+/* Looks for zeroes in a range that need not be copied: returns how many bytes stand before *@ret_zeroes of them. */
+static uint64_t copy_co_find_gap(Copy *c, uint64_t offset, uint64_t bytes, uint64_t *ret_zeroes)
+{
+    uint64_t at = 0;
+
+    *ret_zeroes = 0;
+    while (bytes - at >= GAP_MIN) {
+        BlockStatus status;
+        uint64_t n;
+        int ret = node_co_block_status_above(c->opt.status_of, NULL, true, offset + at, bytes - at, &status, NULL);
+        if (ret < 0 || !status.bytes)
+            break;
+        n = u64_min(status.bytes, bytes - at);
+        if ((status.flags & STATUS_ZERO) && n >= GAP_MIN) {
+            *ret_zeroes = copy_co_zeroes_there(c, offset + at, n);
+            if (*ret_zeroes >= GAP_MIN)
+                return at;
+        }
+        at += n;
+    }
+    *ret_zeroes = 0;
+    return bytes;
+}
+
+static int copy_co_data(Copy *c, uint64_t offset, uint64_t bytes, bool *ret_is_read)
+{
+    bool whole = c->opt.compress_cluster || c->opt.cow_cluster || c->opt.copy_on_read;
+    int ret = 0;
+
+    *ret_is_read = false;
+    while (bytes && ret == 0) {
+        uint64_t zeroes = 0, n = whole ? bytes : copy_co_find_gap(c, offset, bytes, &zeroes);
+        if (n)
+            ret = copy_co_bytes(c, offset, n, ret_is_read);
+        offset += n + zeroes;
+        bytes -= n + zeroes;
+    }
     return ret;
 }
 

@@ -330,6 +330,60 @@ class Bitmaps(JobCase):
         self.assertSubset({'recording': False, 'count': 0}, self.d.bitmap('node0', 'b0'))
 
 
+class Parts(JobCase):
+    """Increments of granules that are mostly holes."""
+    SIZE = 8 * sd.MIB
+    RUNS = ((0, 4096, 1), (sd.MIB + 57344, 8192, 2), (3 * sd.MIB + 24576, 512, 3))
+
+    def increment(self, target, **options):
+        a = sd.create_image(self.path('a.img'), 'raw', self.SIZE)
+        d = self.daemon()
+        self.node(d, 'src', a)
+        d.cmd('blockdev-add', node_name='dst', **options, file={'driver': 'file', 'filename': target})
+        d.cmd('block-dirty-bitmap-add', node='src', name='bm')
+        with sd.nbd_connect(d.export('src', writable=True)) as h:
+            for offset, length, byte in self.RUNS:
+                h.pwrite(bytes([byte]) * length, offset)
+        d.cmd('blockdev-backup', job_id='b', device='src', target='dst', sync='incremental', bitmap='bm')
+        self.assertEqual(0, d.wait_completed('b')['data']['len'] % (3 * 65536))
+        d.shutdown()
+        return a
+
+    def test_holes_of_raw_stay_holes(self):
+        b = sd.create_image(self.path('b.img'), 'raw', self.SIZE)
+        a = self.increment(b, driver='raw')
+        self.assertImagesEqual(a, b)
+        self.assertLessEqual(os.stat(b).st_blocks * 512, 48 * 1024)  # of 192: short holes do not count
+
+    def test_old_data_goes(self):
+        b = sd.create_image(self.path('b.img'), 'raw', self.SIZE, data=[(0, self.SIZE, 0xee)])
+        a = self.increment(b, driver='raw')
+        want = bytearray(b'\xee' * self.SIZE)
+        with open(a, 'rb') as src, open(b, 'rb') as dst:
+            for offset, _, _ in self.RUNS:
+                start = offset // 65536 * 65536
+                src.seek(start)
+                want[start:start + 65536] = src.read(65536)
+            self.assertEqual(want, dst.read())
+
+    def test_backing_that_comes_later_does_not_show(self):
+        """The target is opened without the file behind it, which shows through what was not written."""
+        base = sd.create_image(self.path('base.img'), 'qcow2', self.SIZE, data=[(0, self.SIZE, 0xee)])
+        for i, options in enumerate(({}, {'extended_l2': 'on', 'cluster_size': '128k'}, {'cluster_size': '4k'})):
+            with self.subTest(options=options):
+                b = sd.create_image(self.path(f'b{i}.img'), 'qcow2', backing=base, backing_fmt='qcow2', options=options)
+                a = self.increment(b, driver='qcow2', backing=None)
+                sd.check_image(b)
+                flat = self.path('flat.img')
+                sd.qemu_img('convert', '-f', 'qcow2', '-O', 'raw', b, flat)
+                with open(a, 'rb') as src, open(flat, 'rb') as dst:
+                    for offset, _, _ in self.RUNS:
+                        start = offset // 65536 * 65536
+                        src.seek(start)
+                        dst.seek(start)
+                        self.assertEqual(src.read(65536), dst.read(65536))
+
+
 class Refused(JobCase):
     def setUp(self):
         self.d = self.daemon()

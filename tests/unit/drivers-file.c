@@ -197,6 +197,41 @@ static void holes_co_body(void)
     node_co_unref(node);
 }
 
+/* Short questions about a file in memory are answered to the page, unless there is data at both ends. */
+DRIVERS_TEST(holes_in_memory)
+static void holes_in_memory_co_body(void)
+{
+    g_autofree char *path = g_strdup_printf("/dev/shm/sd-holes-%d", (int)getpid());
+    g_autofree char *data = g_malloc0(64 * KIB);
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    Node *node;
+    Port *port;
+
+    if (fd < 0)
+        return;
+    memset(data, 0x11, 64 * KIB);
+    assert_int_equal(ftruncate(fd, 4 * MIB), 0);
+    assert_int_equal(pwrite(fd, data, 4096, 0), 4096);
+    assert_int_equal(pwrite(fd, data, 64 * KIB, 64 * KIB), 64 * KIB);
+    node = open_co_node("{'driver':'file','filename':'%s'}", path);
+    port = port_co_open(node, RW, PERM_ALL);
+    assert_int_equal(status_co_run(node, 0, 64 * KIB, STATUS_DATA), 4096);
+    assert_int_equal(status_co_run(node, 4096, 60 * KIB, STATUS_ZERO), 60 * KIB);
+    assert_int_equal(status_co_run(node, 64 * KIB, 64 * KIB, STATUS_DATA), 64 * KIB);
+    assert_int_equal(status_co_run(node, 96 * KIB, 64 * KIB, STATUS_DATA), 32 * KIB);
+    assert_int_equal(status_co_run(node, 128 * KIB, 64 * KIB, STATUS_ZERO), 64 * KIB);
+    assert_int_equal(status_co_run(node, 4 * MIB - 4096, 4096, STATUS_ZERO), 4096);
+    /* What was remembered as data does not hide a write beside it. */
+    assert_int_equal(port_co_pwrite(port, 4096, 4096, data, 0), 0);
+    assert_int_equal(status_co_run(node, 4096, 60 * KIB, STATUS_DATA), 4096);
+    assert_int_equal(status_co_run(node, 0, 64 * KIB, STATUS_DATA), 8192);
+    assert_int_equal(status_co_run(node, 0, 128 * KIB, STATUS_DATA), 8192);
+    port_co_free(port);
+    node_co_unref(node);
+    close(fd);
+    unlink(path);
+}
+
 /* Zeroes of every flag and place: content and size, on the file system of the folder and on tmpfs. */
 static void zeroes_co_on(const char *path)
 {
@@ -418,10 +453,19 @@ static void creation_co_body(void)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(refusals),   cmocka_unit_test(fifo),         cmocka_unit_test(data),
-        cmocka_unit_test(ends),       cmocka_unit_test(direct),       cmocka_unit_test(holes),
-        cmocka_unit_test(zeroes),     cmocka_unit_test(sizes),        cmocka_unit_test(zeroes_without_help),
-        cmocka_unit_test(creation),   cmocka_unit_test(failed_flush), cmocka_unit_test(flush_of_a_reused_number),
+        cmocka_unit_test(refusals),
+        cmocka_unit_test(fifo),
+        cmocka_unit_test(data),
+        cmocka_unit_test(ends),
+        cmocka_unit_test(direct),
+        cmocka_unit_test(holes),
+        cmocka_unit_test(holes_in_memory),
+        cmocka_unit_test(zeroes),
+        cmocka_unit_test(sizes),
+        cmocka_unit_test(zeroes_without_help),
+        cmocka_unit_test(creation),
+        cmocka_unit_test(failed_flush),
+        cmocka_unit_test(flush_of_a_reused_number),
         cmocka_unit_test(failed_fua),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

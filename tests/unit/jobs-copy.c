@@ -19,6 +19,7 @@ typedef struct Mem {
     int fail;           /* errno of the next requests */
     int fail_count;     /* how many of them */
     bool all_data;      /* status knows of no zeroes */
+    bool raw;           /* status says that bytes stand here as they are, zeroes too */
     void (*on_status)(void);
 } Mem;
 
@@ -92,6 +93,11 @@ static int mem_co_block_status(Node *node, bool want_zero, uint64_t offset, uint
     while (n < bytes && (m->all_data || !m->data[offset + n] == zero))
         n += 512;
     *ret = (BlockStatus){.flags = STATUS_ALLOCATED | (zero ? STATUS_ZERO : STATUS_DATA), .bytes = MIN(n, bytes)};
+    if (m->raw) {
+        ret->flags |= STATUS_OFFSET_VALID;
+        ret->file = node;
+        ret->map = offset;
+    }
     if (m->on_status)
         m->on_status();
     return 0;
@@ -303,6 +309,60 @@ static void test_mixed_granule_is_data(void **state)
     hbitmap_set(cj->todo, 0, 192 * KIB);
     run(0);
     logged(target, "z0+64 w64+64 z128+64 ");
+}
+
+/* Four granules: little data at the beginning, in the middle and at the end of one, and one with a short gap. */
+static void fill_parts(void)
+{
+    fill(source, 0, 4 * KIB, 7);
+    fill(source, 64 * KIB + 40 * KIB, 8 * KIB, 7);
+    fill(source, 128 * KIB + 60 * KIB, 4 * KIB, 7);
+    fill(source, 192 * KIB, 64 * KIB, 7);
+    fill(source, 192 * KIB + 20 * KIB, 31 * KIB, 0);
+}
+
+static void copy_parts(CopyOptions options, const char *want)
+{
+    fill_parts();
+    make(options);
+    for (unsigned i = 0; i < 4; i++)
+        hbitmap_set(cj->todo, i * 64 * KIB, 64 * KIB);
+    run(0);
+    logged(target, want);
+    same();
+}
+
+static void test_leaves_out_zeroes_amid_data(void **state)
+{
+    mem(target)->raw = true;
+    copy_parts((CopyOptions){.chunk = 64 * KIB}, "w0+4 w104+24 w188+4 w192+64 ");
+}
+
+static void test_leaves_out_zeroes_that_read_so(void **state)
+{
+    copy_parts((CopyOptions){.chunk = 64 * KIB, .skip_zeroes = true}, "w0+4 w104+24 w188+4 w192+64 ");
+}
+
+static void test_writes_zeroes_for_want_of_backing(void **state)
+{
+    copy_parts((CopyOptions){.chunk = 64 * KIB}, "w0+64 w64+64 w128+64 w192+64 ");
+}
+
+static void test_writes_zeroes_over_data(void **state)
+{
+    mem(target)->raw = true;
+    fill(target, 0, SIZE, 9);
+    make((CopyOptions){.chunk = 64 * KIB});
+    fill_parts();
+    hbitmap_set(cj->todo, 0, SIZE);
+    run(0);
+    same();
+}
+
+static void test_compresses_zeroes_with_data(void **state)
+{
+    mem(target)->raw = true;
+    copy_parts((CopyOptions){.compress_cluster = 64 * KIB}, "cw0+64 cw64+64 cw128+64 cw192+64 ");
 }
 
 static void test_first_write_of_a_cluster_is_whole(void **state)
@@ -621,6 +681,11 @@ int main(void)
         CASE(test_only_what_is_marked),
         CASE(test_skips_known_zeroes),
         CASE(test_mixed_granule_is_data),
+        CASE(test_leaves_out_zeroes_amid_data),
+        CASE(test_leaves_out_zeroes_that_read_so),
+        CASE(test_writes_zeroes_for_want_of_backing),
+        CASE(test_writes_zeroes_over_data),
+        CASE(test_compresses_zeroes_with_data),
         CASE(test_first_write_of_a_cluster_is_whole),
         CASE(test_later_writes_of_a_cluster_are_not),
         CASE(test_compressed),

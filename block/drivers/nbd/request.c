@@ -242,8 +242,9 @@ int nbdc_co_block_status(Node *node, bool want_zero, uint64_t offset, uint64_t b
     if (r.extent_flags & 2) /* NBD_STATE_ZERO */
         ret->flags |= STATUS_ZERO;
     /* A hole that need not read as zeroes still is what the client reads. Of another context (x-dirty-bitmap) the bits
-     * are shown as they come: in qemu:dirty-bitmap, what is dirty is no data. */
+     * are shown as they come: in qemu:dirty-bitmap, what is dirty is no data. Either way it has no place with the
+     * server, who may read it as zeroes only until it puts a backing file behind. */
     if ((r.extent_flags & 1) && (!s->is_allocation || (r.extent_flags & 2)))
-        ret->flags &= ~STATUS_DATA;
+        ret->flags &= ~(unsigned)(STATUS_DATA | STATUS_OFFSET_VALID);
     return 0;
 }
