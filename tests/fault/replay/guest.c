@@ -39,8 +39,7 @@ static void judge_result(const Run *run, const char *what, int ret)
 static void compare(const Run *run, const uint8_t *buf, uint64_t first, uint64_t n)
 {
     for (uint64_t s = first; s < first + n; s++) {
-        uint64_t value;
-        memcpy(&value, buf + (s - first) * SECTOR, 8);
+        uint64_t value = sector_value(buf + (s - first) * SECTOR);
         if (run->sure[s] && value != run->now[s])
             run_fail(run, "sector %" PRIu64 " reads 0x%" PRIx64 ", not 0x%" PRIx64, s, value, run->now[s]);
     }

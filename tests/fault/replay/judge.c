@@ -277,7 +277,7 @@ static void begin_again(Run *again, const Run *run, const uint8_t *data, uint64_
     again->next_value = run->next_value + (UINT64_C(1) << 31) + rnd(1 << 20) * 1024;
     run_alloc_guest(again, size, size);
     for (uint64_t s = 0; s < again->sectors; s++)
-        memcpy(&again->now[s], data + s * SECTOR, 8);
+        again->now[s] = sector_value(data + s * SECTOR);
     for (size_t i = 0; i < run->n_tracked; i++) {
         g_autofree char *log = g_strdup_printf("%s.log.again", run->tracked[i].disk->name);
         Tracked *t = &again->tracked[i];
@@ -375,7 +375,7 @@ void judge_co_run(Run *run, Tally *tally, unsigned states)
     run_co_record(run);
     run->clean = run->clean && (!fault.happened || fault.kind == FAULT_FULL);
     fault = (Fault){0};
-    base = g_new0(uint64_t, run->size / SECTOR);
+    base = run->base ? g_memdup2(run->base, run->size / SECTOR * 8) : g_new0(uint64_t, run->size / SECTOR);
     for (uint64_t s = 0; s < run->size / SECTOR && run->w->backing; s++)
         base[s] = base_value(s);
     c.views = run->views;

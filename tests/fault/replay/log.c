@@ -62,6 +62,8 @@ static bool take_entry(GArray *records, const LogEntry *e, const uint8_t *data, 
         return error_set(error, "a request without a mark before it: the log was made without log-order=on");
     r.fua = flags & LOG_FUA;
     r.kind = flags & LOG_FLUSH ? RECORD_FLUSH : flags & LOG_DISCARD ? RECORD_DISCARD : RECORD_WRITE;
+    if (r.kind != RECORD_WRITE)
+        r.data = NULL;
     g_array_append_val(records, r);
     return true;
 }

@@ -1,6 +1,7 @@
 /*
  * crash-replay: workloads are recorded, power cuts are simulated, what they leave is judged: docs/crash-replay.md.
  */
+#include "tests/fault/replay/file.h"
 #include "tests/fault/replay/judge.h"
 #include "block/util/bytes.h"
 #include "qapi/events.h"
@@ -26,6 +27,7 @@ static struct {
     char *only;
     char *keep;
     gboolean list, no_faults;
+    LogFiles files;
 } opt = {.states = DEFAULT_STATES, .seed = 1};
 
 static const GOptionEntry entries[] = {
@@ -35,6 +37,10 @@ static const GOptionEntry entries[] = {
     {"only", 0, 0, G_OPTION_ARG_STRING, &opt.only, "workloads whose names match", "REGEX"},
     {"keep", 0, 0, G_OPTION_ARG_FILENAME, &opt.keep, "where the images of a failure go", "DIR"},
     {"no-faults", 0, 0, G_OPTION_ARG_NONE, &opt.no_faults, "no run with failing requests", NULL},
+    {"log", 0, 0, G_OPTION_ARG_FILENAME, &opt.files.log, "of a disk, to be replayed instead of workloads", "FILE"},
+    {"image", 0, 0, G_OPTION_ARG_FILENAME, &opt.files.image, "what that disk held before the log began", "FILE"},
+    {"guest-log", 0, 0, G_OPTION_ARG_FILENAME, &opt.files.guest_log, "log between format and guest", "FILE"},
+    {"format", 0, 0, G_OPTION_ARG_STRING, &opt.files.format, "of the image: qcow2 (default), qed, raw", "NAME"},
     {"list", 0, 0, G_OPTION_ARG_NONE, &opt.list, "name the workloads", NULL},
     {NULL},
 };
@@ -80,8 +86,11 @@ void run_fail(const Run *run, const char *fmt, ...)
     va_end(args);
     if (__atomic_fetch_add(&tally->failed, 1, __ATOMIC_RELAXED) == 0) {
         fprintf(stderr, "\ncrash-replay: '%s', seed %" PRIu64 ": %s\n", run->w->name, run->seed, text);
-        fprintf(stderr, "The same again: crash-replay --only '^%s$' --seed %" PRIu64 " --jobs 1 --states %u\n",
-                run->w->name, run->seed, 3 * per_run);
+        if (run->w->files)
+            fprintf(stderr, "The same again: the same logs with --seed %" PRIu64 " --jobs 1\n", run->seed);
+        else
+            fprintf(stderr, "The same again: crash-replay --only '^%s$' --seed %" PRIu64 " --jobs 1 --states %u\n",
+                    run->w->name, run->seed, 3 * per_run);
         keep_disks(run);
     }
     fflush(stderr);
@@ -176,6 +185,13 @@ static void show_progress(double seconds, bool last)
     fflush(stdout);
 }
 
+static bool choose_log(GError **error)
+{
+    chosen[0] = log_workload(&opt.files, error);
+    n_chosen = chosen[0] != NULL;
+    return n_chosen;
+}
+
 static bool choose_workloads(void)
 {
     for (size_t i = 0; i < n_workloads; i++)
@@ -229,7 +245,11 @@ int main(int argc, char **argv)
         fprintf(stderr, "crash-replay: %s\n", error ? error->message : "--states must be positive");
         return 2;
     }
-    if (!choose_workloads()) {
+    if ((opt.files.log || opt.files.image) && !choose_log(&error)) {
+        fprintf(stderr, "crash-replay: %s\n", error->message);
+        return 2;
+    }
+    if (!n_chosen && !choose_workloads()) {
         fprintf(stderr, "crash-replay: no workload matches '%s'\n", opt.only);
         return 2;
     }

@@ -1,11 +1,15 @@
 /*
  * What a guest may find after a power cut, by the log of its requests: for each sector the value that the last covering
- * flush made durable, or any that was issued later. A sector holds one 8-byte value, repeated; each write has its own.
+ * flush made durable, or any that was issued later. In workloads a sector holds one 8-byte value, repeated, and each
+ * write has its own; in logs from elsewhere a number stands for what a sector holds.
  */
 #pragma once
 #include "tests/fault/replay/log.h"
 
 typedef struct Model Model;
+
+/* What a sector holds: its 8 bytes, if they are repeated; else a number that stands for all of it. */
+uint64_t sector_value(const uint8_t *sector);
 
 /* @records: the guest's, borrowed. @size: bytes of the disk at the beginning. @base: what the sectors hold then, NULL:
  * zeroes; copied. */

@@ -1,7 +1,7 @@
 /*
  * Carrying a workload out: images, nodes, commands, the logs that come of it.
  */
-#include "tests/fault/replay/run.h"
+#include "tests/fault/replay/file.h"
 #include "block/aio/io.h"
 #include "block/graph/graph-int.h"
 #include "block/util/bytes.h"
@@ -317,6 +317,10 @@ void run_alloc_guest(Run *run, uint64_t size, uint64_t room)
 
 void run_co_record(Run *run)
 {
+    if (run->w->files) {
+        log_co_record(run);
+        return;
+    }
     rnd_seed(run->seed * 1000003 + (uint64_t)(run->w - workloads));
     run->views = g_array_new(FALSE, TRUE, sizeof(View));
     run->next_value = (run->seed + 1) << 32;
@@ -344,6 +348,7 @@ void run_clear(Run *run)
     if (run->views)
         g_array_free(run->views, TRUE);
     g_array_free(run->guest, TRUE);
+    g_free(run->base);
     g_free(run->now);
     g_free(run->sure);
 }

@@ -42,6 +42,7 @@ typedef struct Workload {
     const char *more; /* a shell command that makes more images */
     const char *tracked[STATES_DISKS_MAX]; /* NULL: "file" alone */
     unsigned qed_slices;                   /* of qed's cache, 0: as it comes */
+    const struct LogFiles *files;          /* nothing is done, all that was is in these; NULL */
 } Workload;
 
 /* Bodies, in workloads-jobs.c. */
@@ -98,6 +99,7 @@ struct Run {
     bool clean;     /* the end was orderly: the image has no leaks then */
     Model *model;   /* what the guest may find, while states are judged */
     uint64_t size;  /* of the guest's disk at first */
+    uint64_t *base; /* values of its sectors then; NULL: what the workload's row says */
     GArray *guest;  /* of Record: the guest's log */
     GArray *claims; /* of Claim: about bitmaps; NULL: there are none */
 
