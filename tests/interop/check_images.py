@@ -3,6 +3,7 @@ import concurrent.futures
 import json
 import subprocess
 
+import broken_crafted  # noqa: F401: adds to those of broken_images
 import broken_images
 import sd
 

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import time
 
+import broken_crafted
 import broken_images
 import sd
 
@@ -133,6 +134,11 @@ class Hostile(sd.Case):
     def test_broken(self):
         self.all_of(broken_images.make_all(self.dir))
         self.assertGreater(self.opened, 50)
+
+    def test_luks(self):
+        """Headers of encrypted images; those that open do so with the key."""
+        self.all_of(broken_crafted.make_all_luks(self.dir))
+        self.assertEqual(4, self.opened)
 
     def test_header_fields(self):
         """Each field of the header at its edges."""

@@ -7,7 +7,7 @@
 #include "block/drivers/qcow2/check.h"
 
 #define DIR_FIXED       24 /* bytes of a directory entry before its variable part */
-#define FLAGS_KNOWN     7  /* in use, auto, extra data compatible */
+#define FLAGS_KNOWN     3  /* in use, auto */
 #define TYPE_DIRTY      1
 #define NAME_MAX_BYTES  1023
 #define GRANULARITY_MIN 9
@@ -95,6 +95,8 @@ static const char *entry_wrong(const Check *c, const Entry *e)
 
 static int entries_co_count(Check *c, const uint8_t *dir, uint64_t size)
 {
+    g_autoptr(GHashTable) names =
+        g_hash_table_new_full(g_bytes_hash, g_bytes_equal, (GDestroyNotify)g_bytes_unref, NULL);
     uint64_t at = 0;
 
     for (uint32_t i = 0; i < c->q.header.bitmaps.n; i++) {
@@ -109,6 +111,8 @@ static int entries_co_count(Check *c, const uint8_t *dir, uint64_t size)
         if (length > size - at)
             return bitmaps_bad(c, "an entry is longer than the directory");
         wrong = entry_wrong(c, &e);
+        if (!wrong && !g_hash_table_add(names, g_bytes_new(dir + at + DIR_FIXED, e.name_size)))
+            wrong = "two have the same name";
         if (wrong)
             return bitmaps_bad(c, wrong);
         ret = table_co_count(c, e.table, e.table_size);

@@ -290,6 +290,8 @@ static bool check_co_open(Check *c, GError **error)
     c->has_data_file = c->q.header.incompat & Q2_INCOMPAT_DATA_FILE;
     if ((c->q.header.autoclear & Q2_AUTOCLEAR_RAW) && !c->has_data_file)
         return error_set(error, "data-file-raw requires a data file");
+    if (c->has_data_file && !c->q.header.data_file) /* maybe a bit has fallen over: then all data would seem leaked */
+        return error_set(error, "'data-file' is required for this image");
     c->max_refcount = UINT64_MAX >> (64 - (UINT64_C(1) << c->q.header.refcount_order));
     c->n_slots = (unsigned)u64_max(4, u64_min(REF_SLOTS_MAX, (8 << 20) >> c->q.cluster_bits));
     return true;

@@ -149,6 +149,9 @@ static bool parse_bitmaps(Q2Header *h, const uint8_t *data, uint32_t len, GError
     if (len != 24)
         return error_set(error, "Invalid qcow2 header: the bitmaps extension has %" G_GUINT32_FORMAT " bytes, not 24",
                          len);
+    /* Without its autoclear bit it is what somebody left behind who did not know it. */
+    if (!(h->autoclear & Q2_AUTOCLEAR_BITMAPS))
+        return true;
     h->bitmaps.n = load_be32(data);
     if (load_be32(data + 4))
         return bad_field(error, "the reserved field of the bitmaps extension", load_be32(data + 4), "not zero");
@@ -217,8 +220,7 @@ static bool parse_extensions(Q2Header *h, const uint8_t *buf, size_t end, const 
                 return false;
             break;
         case Q2_EXT_BITMAPS:
-            /* Without its autoclear bit it is what somebody left behind who did not know it. */
-            if ((h->autoclear & Q2_AUTOCLEAR_BITMAPS) && !parse_bitmaps(h, data, len, error))
+            if (!parse_bitmaps(h, data, len, error))
                 return false;
             break;
         case Q2_EXT_DATA_FILE:
