@@ -38,12 +38,19 @@ static const OptionWord *find_word(const char *arg, const char **ret_value, GErr
     return word;
 }
 
+/* The value may be a password: neither messages nor the list of processes show it. */
+static bool is_secret(const OptionWord *word, const char *value)
+{
+    return strcmp(word->name, "object") == 0 && strstr(value, "secret") && strstr(value, "data");
+}
+
 static bool add_option(Options *options, const OptionWord *word, const char *value, GError **error)
 {
     if (strcmp(word->name, "config") == 0)
         return config_read(options, value, error);
+    bool shown = value && !is_secret(word, value);
     g_autofree char *title =
-        value ? g_strdup_printf("--%s %s", word->name, value) : g_strdup_printf("--%s", word->name);
+        shown ? g_strdup_printf("--%s %s", word->name, value) : g_strdup_printf("--%s", word->name);
     Option *o = options_add(options, word, NULL, 0, title);
     if (word->form != OPTION_KEYVAL) {
         o->text = g_strdup(value);
@@ -77,7 +84,10 @@ bool options_parse_argv(Options *options, int argc, char **argv, GError **error)
             options_add(options, word, NULL, 0, word->name);
             return true;
         }
-        if (!add_option(options, word, value, error))
+        bool ok = add_option(options, word, value, error);
+        if (value && is_secret(word, value))
+            memset((char *)value, '*', strlen(value));
+        if (!ok)
             return false;
     }
     for (guint i = 0; i < options->list->len; i++) {

@@ -8,6 +8,7 @@
 #include "daemon/object.h"
 #include "daemon/startup.h"
 #include "block/util/error.h"
+#include "qapi/rt/tree.h"
 #include <json-glib/json-glib.h>
 #include <string.h>
 
@@ -237,16 +238,24 @@ const OptionWord *option_nearest(const char *name)
     return best;
 }
 
-static void option_free(void *p)
+void option_forget(Option *o)
 {
-    Option *o = p;
     if (o->value) {
         if (o->word->type)
             qapi_free(o->word->type, o->value);
         else
             o->word->free_value(o->value);
     }
+    o->value = NULL;
+    if (o->tree)
+        tree_wipe(o->tree);
     g_clear_pointer(&o->tree, json_node_unref);
+}
+
+static void option_free(void *p)
+{
+    Option *o = p;
+    option_forget(o);
     g_free(o->text);
     g_free(o->file);
     g_free(o->title);

@@ -56,6 +56,8 @@ typedef struct Options {
 
 extern const OptionWord option_words[]; /* ends with a NULL name */
 
+/* Frees the value and what it was made from, and wipes both: it is applied, and will not be asked for again. */
+void option_forget(Option *option);
 Options *options_new(void);
 void options_free(Options *options); /* takes NULL */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Options, options_free)

@@ -6,6 +6,7 @@
 #include "block/util/error.h"
 #include "qapi/commands.h"
 #include "qapi/rt/json.h"
+#include "qapi/rt/tree.h"
 #include <errno.h>
 #include <poll.h>
 #include <json-glib/json-glib.h>
@@ -261,6 +262,18 @@ static void session_co_carry_out(Session *s, JsonNode *request)
     session_reply(s, id, result, error);
 }
 
+/* Passwords come in one kind of request only. What else of it is in memory is freed by now, and was wiped there. */
+static void session_forget_secret(Session *s, JsonNode *request)
+{
+    JsonNode *name = JSON_NODE_HOLDS_OBJECT(request) ? tree_get(request, "execute") : NULL;
+
+    if (!name || json_node_get_value_type(name) != G_TYPE_STRING || strcmp(json_node_get_string(name), "object-add"))
+        return;
+    tree_wipe(request);
+    json_stream_wipe(s->stream);
+    explicit_bzero(s->buffer, sizeof(s->buffer));
+}
+
 /* Carries out what is complete in the input; keeps away from more while a lot of output waits. */
 static void session_co_process(Session *s)
 {
@@ -275,6 +288,7 @@ static void session_co_process(Session *s)
             break;
         case JSON_STREAM_MESSAGE:
             session_co_carry_out(s, request);
+            session_forget_secret(s, request);
             break;
         }
         while (s->out->len > OUT_PAUSE && !s->broken)

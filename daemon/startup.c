@@ -75,7 +75,10 @@ static bool apply_co_all(Startup *s, GError **error)
         Option *o = g_ptr_array_index(s->options->list, i);
         if (!o->word->co_apply)
             continue;
-        if (!o->word->co_apply(s->daemon, o->word->form == OPTION_TEXT ? o->text : o->value, error)) {
+        bool ok = o->word->co_apply(s->daemon, o->word->form == OPTION_TEXT ? o->text : o->value, error);
+        if (strcmp(o->word->name, "object") == 0)
+            option_forget(o); /* it may have been a password */
+        if (!ok) {
             option_blame(o, error);
             return false;
         }

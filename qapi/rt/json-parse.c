@@ -525,12 +525,23 @@ static void skip(JsonStream *s)
 
 /* ---- the interface ---------------------------------------------------------------------------------------------- */
 
+/* What grows leaves its old content behind, so both begin with room for what most requests need. */
+enum { ROOM_AT_FIRST = 4096 };
+
 JsonStream *json_stream_new(void)
 {
     JsonStream *s = g_new0(JsonStream, 1);
-    s->in = g_byte_array_new();
-    s->token = g_string_new(NULL);
+    s->in = g_byte_array_sized_new(ROOM_AT_FIRST);
+    s->token = g_string_sized_new(ROOM_AT_FIRST);
     return s;
+}
+
+void json_stream_wipe(JsonStream *s)
+{
+    if (s->in->len) /* what is behind in_pos is still to be parsed */
+        explicit_bzero(s->in->data, s->in_pos);
+    if (!s->token->len)
+        explicit_bzero(s->token->str, s->token->allocated_len);
 }
 
 void json_stream_free(JsonStream *s)
@@ -538,6 +549,7 @@ void json_stream_free(JsonStream *s)
     if (!s)
         return;
     forget_value(s);
+    json_stream_wipe(s);
     g_byte_array_unref(s->in);
     g_string_free(s->token, TRUE);
     g_free(s);

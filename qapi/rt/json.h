@@ -35,6 +35,8 @@ typedef enum JsonStreamResult {
 
 JsonStream *json_stream_new(void);
 void json_stream_free(JsonStream *stream);
+/* Overwrites what was parsed and is still in its buffers. */
+void json_stream_wipe(JsonStream *stream);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(JsonStream, json_stream_free)
 
 /*

@@ -134,7 +134,7 @@ JsonNode *keyval_finish(JsonNode *root, GError **error)
 /* Takes a value up to a single comma, with double ones halved; *@text moves past the comma. */
 static char *take_value(const char **text)
 {
-    GString *value = g_string_new(NULL);
+    GString *value = g_string_sized_new(strlen(*text));
     const char *p = *text;
     for (; *p; p++) {
         if (*p == ',') {
@@ -157,7 +157,9 @@ static bool take_element(JsonNode *root, const char **text, const char *implied_
         g_autofree char *key = g_strndup(p, len);
         *text = p + len + 1;
         g_autofree char *value = take_value(text);
-        return keyval_put(root, key, value, error);
+        bool ok = keyval_put(root, key, value, error);
+        explicit_bzero(value, strlen(value)); /* it may be a password */
+        return ok;
     }
     g_autofree char *word = take_value(text);
     if (implied_key)

@@ -1,5 +1,6 @@
 #include "qapi/rt/tree.h"
 #include <json-glib/json-glib.h>
+#include <string.h>
 
 JsonNode *tree_object(void)
 {
@@ -23,6 +24,26 @@ void tree_unref(JsonNode *tree)
 JsonNode *tree_copy(JsonNode *tree)
 {
     return json_node_copy(tree);
+}
+
+static void wipe_member(JsonObject *object, const char *name, JsonNode *member, void *opaque)
+{
+    tree_wipe(member);
+}
+
+static void wipe_element(JsonArray *array, guint index, JsonNode *element, void *opaque)
+{
+    tree_wipe(element);
+}
+
+void tree_wipe(JsonNode *tree)
+{
+    if (JSON_NODE_HOLDS_OBJECT(tree))
+        json_object_foreach_member(json_node_get_object(tree), wipe_member, NULL);
+    else if (JSON_NODE_HOLDS_ARRAY(tree))
+        json_array_foreach_element(json_node_get_array(tree), wipe_element, NULL);
+    else if (json_node_get_value_type(tree) == G_TYPE_STRING)
+        explicit_bzero((char *)json_node_get_string(tree), strlen(json_node_get_string(tree)));
 }
 
 bool tree_is_object(JsonNode *tree)

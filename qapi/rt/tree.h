@@ -15,6 +15,8 @@ JsonNode *tree_ref(JsonNode *tree);
 void tree_unref(JsonNode *tree); /* takes NULL */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Tree, tree_unref)
 JsonNode *tree_copy(JsonNode *tree);
+/* Overwrites all strings in it, wherever else the tree is referenced: for what held a secret, before its last unref. */
+void tree_wipe(JsonNode *tree);
 
 bool tree_is_object(JsonNode *tree); /* false for NULL */
 bool tree_is_empty(JsonNode *object);

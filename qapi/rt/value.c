@@ -53,6 +53,8 @@ static void clear_at(const QapiType *type, void *at)
     }
     if (type->kind != QAPI_KIND_STR)
         clear_contents(type, value);
+    else
+        explicit_bzero(value, strlen(value)); /* any may be a password */
     g_free(value);
 }
 
