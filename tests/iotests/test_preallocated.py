@@ -10,6 +10,8 @@ DATA = (5 * sd.MIB, 192 * 1024)
 
 class Preallocated(JobCase):
     def copy(self, command, source, fmt, target, target_fmt):
+        with open(source, 'rb') as f:
+            os.fsync(f.fileno())  # else ext4 may call space data that is not written yet
         sd.create_image(target, target_fmt, SIZE)
         with self.daemon() as d:
             self.node(d, 's', source, fmt)
@@ -36,13 +38,6 @@ class Preallocated(JobCase):
                         self.assertImagesEqual(source, target, 'qcow2', fmt)
                         os.unlink(target)
                         os.unlink(source)
-
-    def test_raw(self):
-        source, target = self.path('s.raw'), self.path('t.raw')
-        sd.create_image(source, 'raw', SIZE, options={'preallocation': 'falloc'})
-        sd.write_pattern(source, 'raw', (*DATA, 0x5a))
-        self.assertLess(self.copy('blockdev-mirror', source, 'raw', target, 'raw'), 2 * sd.MIB)
-        self.assertImagesEqual(source, target, 'raw', 'raw')
 
 
 if __name__ == '__main__':
