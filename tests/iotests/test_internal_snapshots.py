@@ -414,6 +414,21 @@ class Interop(SnapshotCase):
                 self.d.cmd(APPLY, device='n', name=name)
                 disk[:] = kept[name]
 
+    def test_file_does_not_grow(self):
+        """What one change of all counts leaves behind is where the next one goes, with the smallest tables as well."""
+        image = sd.create_image(self.path('small.qcow2'), 'qcow2', 4 * sd.MIB, data=[(0, 2 * sd.MIB, 1)],
+                                options={'cluster_size': 512, 'refcount_bits': 64})
+        d = self.daemon()
+        d.cmd('blockdev-add', {'driver': 'qcow2', 'node-name': 'small', 'file': {'driver': 'file', 'filename': image}})
+        sizes = []
+        for _ in range(60):
+            d.cmd('blockdev-snapshot-internal-sync', device='small', name='s')
+            d.cmd('blockdev-snapshot-delete-internal-sync', device='small', name='s')
+            sizes.append(os.path.getsize(image))
+        self.assertLess(sizes[-1], sizes[0] * 5 // 4)
+        d.shutdown()
+        sd.check_image(image)
+
 
 if __name__ == '__main__':
     sd.main()

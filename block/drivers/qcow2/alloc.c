@@ -6,6 +6,7 @@
  * first L2 entry that uses the cluster (commit.c). A cluster that holds metadata is never handed out.
  *
  * Search is first fit from a hint below which nothing is free; blocks known to be full are skipped without being read.
+ * Long runs, for tables, are first looked for where the file has blocks; else each would make the file longer.
  */
 #include "block/drivers/qcow2/event.h"
 
@@ -83,6 +84,32 @@ static int alloc_co_search(Qcow2 *q, Search *s)
     }
 }
 
+/* Looks for @s->want clusters in a row, more than lie between two refcount blocks that describe themselves, where
+ * blocks are already: what an earlier run of that kind has left behind. @s->len is less when there is no such run. */
+static int alloc_co_search_known(Qcow2 *q, Search *s)
+{
+    uint64_t ci = q->free_hint, index;
+
+    for (unsigned steps = 1; (index = ci >> q->rb_bits) < q->rt_size; steps++, ci = (index + 1) << q->rb_bits) {
+        CacheTable *block = NULL;
+        bool any;
+        int ret = 0;
+
+        if (steps % 256 == 0)
+            aio_co_reschedule();
+        if (q->rt[index] && !q->rb_full[index])
+            ret = q2_refcount_co_find(q, ci, &block);
+        if (ret < 0)
+            return ret;
+        if (!block)
+            s->len = 0;
+        else if (scan_block(q, block->data, ci, s, &any))
+            return 0;
+    }
+    s->len = 0;
+    return 0;
+}
+
 /* Sets the refcount of @n free clusters to 1. */
 static int alloc_co_take(Qcow2 *q, uint64_t start, uint64_t n)
 {
@@ -120,9 +147,12 @@ static int alloc_co_locked(Qcow2 *q, uint64_t want, bool exact, Q2Run *run)
         return -EIO;
     q->freed_low = UINT64_MAX;
     if (exact && want > UINT64_C(1) << (q->rb_bits - 1)) {
-        s.len = want;
-        ret = q2_refcount_co_region(q, want, &s.start);
-        region = true;
+        ret = alloc_co_search_known(q, &s);
+        if (ret == 0 && !s.len) {
+            s.len = want;
+            ret = q2_refcount_co_region(q, want, &s.start);
+            region = true;
+        }
     } else {
         ret = alloc_co_search(q, &s);
     }
