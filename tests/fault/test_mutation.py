@@ -25,6 +25,7 @@ WORKLOADS = {
     'lazy-dirty': '^lazy_refcounts',
     'luks-header': '^LUKS, another password',
     'mirror-end': '^(mirror|commit, active)',
+    **dict.fromkeys(('qed-check-ends', 'qed-check-entries', 'qed-features', 'qed-repair-entries'), '^repair, qed'),
     'rebase': '^the backing file',
     'refcount-table': '^512, 64 bits, refcount table grows',
     'refcount-table-header': '^512, 64 bits, refcount table grows',

@@ -148,16 +148,15 @@ static int check_co_finish(Check *c)
 
     if (!c->fix || c->r.corruptions || c->r.check_errors)
         return 0;
-    ret = child_co_flush(c->file);
+    ret = order_left_out("qed-check-entries") ? 0 : child_co_flush(c->file);
     if (ret == 0 && size > end && child_co_truncate(c->file, c->last_end, true, PREALLOC_MODE_OFF, 0, NULL)) {
         c->r.leaks -= tail;
         c->r.leaks_fixed += tail;
     }
-    if (ret < 0 || !(c->header.features & QED_F_NEED_CHECK))
-        return ret;
     store_le64(field, c->header.features & ~QED_F_NEED_CHECK);
-    ret = child_co_pwrite(c->file, QED_H_FEATURES, sizeof(field), field, 0);
-    return ret == 0 ? child_co_flush(c->file) : ret;
+    if (ret == 0 && c->header.features & QED_F_NEED_CHECK)
+        ret = child_co_pwrite(c->file, QED_H_FEATURES, sizeof(field), field, 0);
+    return ret == 0 && !order_left_out("qed-check-ends") ? child_co_flush(c->file) : ret;
 }
 
 static int check_co_run(Check *c)

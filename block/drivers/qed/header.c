@@ -102,7 +102,7 @@ int qed_co_set_features(Qed *q, uint64_t features)
     store_le64(fields + 8, q->header.compat);
     store_le64(fields + 16, 0);
     ret = child_co_pwrite(q->node->file, QED_H_FEATURES, sizeof(fields), fields, 0);
-    if (ret == 0)
+    if (ret == 0 && !order_left_out("qed-features"))
         ret = child_co_flush(q->node->file);
     if (ret == 0) {
         q->header.features = features;

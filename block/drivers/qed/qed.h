@@ -26,6 +26,7 @@
 #include "block/graph/io.h"
 #include "block/graph/status.h"
 #include "block/util/bytes.h"
+#include "block/util/order.h"
 
 #define QED_MAGIC        0x00444551 /* "QED\0" */
 #define QED_HEADER_BYTES 64

@@ -1,5 +1,6 @@
 #include "tests/fault/replay/damage.h"
 #include "block/drivers/qcow2/qcow2.h"
+#include "block/drivers/qed/qed.h"
 #include "block/util/bytes.h"
 
 enum { NORMAL_ONLY = 1, COMPRESSED_ONLY = 2 };
@@ -336,4 +337,39 @@ bool damage_rest(Disk *disk)
             first = kind;
     }
     return gives_up_bitmaps;
+}
+
+/* ---- qed -------------------------------------------------------------------------------------------------------- */
+
+/* A random entry that leads somewhere, of the table at @offset; NULL: there is none. */
+static uint8_t *some_qed_entry(const Disk *disk, const QedHeader *h, uint64_t offset)
+{
+    uint8_t *found = NULL;
+    uint64_t n = 0;
+
+    for (uint64_t i = 0; i < (uint64_t)h->table_size * h->cluster_size && offset + i + 8 <= disk->size; i += 8)
+        if (load_le64(disk->data + offset + i) > QED_ENTRY_ZERO && rnd(++n) == 0)
+            found = disk->data + offset + i;
+    return found;
+}
+
+void damage_qed(Disk *disk)
+{
+    QedHeader h;
+
+    if (!qed_header_parse(&h, disk->data, disk->size, disk->size, NULL))
+        return;
+    if (rnd(2))
+        disk_resize(disk, align_up(disk->size, h.cluster_size) + rnd(4) * h.cluster_size);
+    for (uint64_t n = rnd(4); n; n--) {
+        uint8_t *l1 = some_qed_entry(disk, &h, h.l1_offset);
+        uint8_t *l2 = l1 ? some_qed_entry(disk, &h, load_le64(l1)) : NULL;
+        uint64_t to = align_up(disk->size, h.cluster_size) + (1 + rnd(5)) * h.cluster_size + (rnd(3) ? 0 : 512);
+        if (l2 && rnd(4))
+            store_le64(l2, to);
+        else if (l1)
+            store_le64(l1, to);
+    }
+    if (rnd(4))
+        store_le64(disk->data + QED_H_FEATURES, h.features | QED_F_NEED_CHECK);
 }

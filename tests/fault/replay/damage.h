@@ -10,5 +10,7 @@ void damage_entries(Disk *disk);
  * does not change, though nobody may be able to open the image. True: a repair of everything will give up the
  * bitmaps. */
 bool damage_rest(Disk *disk);
+/* To a qed image: what leads nowhere, leaks at the end, the flag that asks for a check. */
+void damage_qed(Disk *disk);
 /* Where entry @i of the snapshots' table begins, bytes; 0: there is none. */
 uint64_t snapshot_entry_at(const Disk *disk, uint32_t i);
