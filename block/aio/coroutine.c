@@ -162,6 +162,7 @@ Coroutine *coroutine_start(Loop *loop, CoroutineEntry *entry, void *opaque)
     loop->live++;
     co->next = NULL;
     co->cancelled = false;
+    co->shares = false;
     co->entry = entry;
     co->opaque = opaque;
     co_resume(co);
@@ -171,6 +172,13 @@ Coroutine *coroutine_start(Loop *loop, CoroutineEntry *entry, void *opaque)
 bool coroutine_available(const Loop *loop)
 {
     return loop->live < LIVE_MAX;
+}
+
+void coroutine_share_work(void)
+{
+    Coroutine *self = coroutine_self();
+
+    self->shares = self->loop->processors > 1;
 }
 
 unsigned coroutine_count(const Loop *loop)

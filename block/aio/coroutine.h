@@ -35,6 +35,10 @@ bool coroutine_active(void);
 
 Loop *coroutine_loop(const Coroutine *co);
 
+/* The loop has more to do than what the running coroutine is about: until that ends, its long reads and writes of files
+ * in memory, which would be made at once, are left to other threads (io.c). */
+void coroutine_share_work(void);
+
 /*
  * Puts a coroutine that is in aio_co_yield() on its loop's ready queue; it resumes later in this turn. Waking one that
  * is already on the queue is harmless. Never wake a coroutine that waits in any other `_co_` function: those have

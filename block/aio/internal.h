@@ -28,6 +28,7 @@ struct Coroutine {
     Coroutine *next;   /* link in the one queue it is on: ready, a CoQueue, the pool */
     CoWait wait;
     bool cancelled; /* aio_cancel() hit the present CO_IO */
+    bool shares;    /* coroutine_share_work() */
     bool exclusive; /* CO_LOCK on a CoRwlock: wants to write */
     int result;     /* of what it waited for */
     Timer *timer;   /* CO_SLEEP: its timer, for aio_cancel() */
@@ -64,6 +65,7 @@ struct Loop {
     TimerHeap timers[LOOP_CLOCK__MAX];
     uint64_t timer_order; /* of the next arming: equal deadlines fire in order of arming */
 
+    unsigned processors;    /* that we may use */
     int64_t inline_budget;  /* bytes of I/O that may still be done at once in this turn, see io.c */
     struct FileKind *kinds; /* indexed by fd, see io.c */
     int n_kinds;

@@ -22,12 +22,19 @@
  * cache. A budget for each turn keeps the loop alive while some coroutine copies gigabytes, and what would take a good
  * part of a millisecond by itself goes to the kernel's threads after all.
  *
+ * It is different where the loop has more to do meanwhile: to copy between buffers and sockets for an NBD client that
+ * has several requests under way. Those coroutines say so (coroutine_share_work()), and from SHARE_MIN on their reads
+ * and writes go to the kernel's threads. Measured (NBD, 16 in flight, requests a second, ours and the client on two
+ * processors): 10,000 to 18,700 writes of 256 KiB, 41,000 to 58,000 of 64 KiB; of 32 KiB 88,000 to 105,000, but there
+ * the way there and back is a fifth of the work where there is one processor only.
+ *
  * Everything else goes through io_uring. Where the page cache has it, a read completes within the submission (ext4:
  * 0.57 us in a batch, 0.62 us as a system call of its own); what would block, and buffered writes, which may wait for
  * allocation or write-back, are done by the kernel's threads.
  */
 #define INLINE_MAX      (1024 * 1024)
 #define COPY_INLINE_MAX (64 * 1024)
+#define SHARE_MIN       (64 * 1024)
 /* Of a worker's buffer for copies between memory files: it has to stay in the processor's cache. */
 #define COPY_BUFFER (512 * 1024)
 /* What one call takes from the budget at least. */
@@ -82,6 +89,12 @@ static size_t iov_bytes(const struct iovec *iov, int niov)
     for (int i = 0; i < niov; i++)
         bytes += iov[i].iov_len;
     return bytes;
+}
+
+/* Is a read or write of so much to be made here and now? */
+static bool here_co_admit(const Coroutine *self, int fd, int64_t offset, size_t bytes)
+{
+    return !(self->shares && bytes >= SHARE_MIN) && io_inline_co_admit(self->loop, fd, offset, bytes);
 }
 
 /* Yields until @sqe, which is filled in, has completed; its result. */
@@ -149,7 +162,7 @@ ssize_t aio_co_preadv(int fd, const struct iovec *iov, int niov, int64_t offset,
 {
     Coroutine *self = coroutine_self();
     Loop *loop = self->loop;
-    if (io_inline_co_admit(loop, fd, offset, iov_bytes(iov, niov)))
+    if (here_co_admit(self, fd, offset, iov_bytes(iov, niov)))
         return pread_now(fd, iov, niov, offset, rw_flags);
     int ret;
     do {
@@ -169,7 +182,7 @@ ssize_t aio_co_pwritev(int fd, const struct iovec *iov, int niov, int64_t offset
 {
     Coroutine *self = coroutine_self();
     Loop *loop = self->loop;
-    if (io_inline_co_admit(loop, fd, offset, iov_bytes(iov, niov)))
+    if (here_co_admit(self, fd, offset, iov_bytes(iov, niov)))
         return pwrite_now(fd, iov, niov, offset, rw_flags);
     int ret;
     do {

@@ -100,6 +100,7 @@ Loop *loop_new(GError **error)
         return NULL;
     }
     loop->thread = pthread_self();
+    loop->processors = g_get_num_processors();
     context_init_thread(&loop->context);
     timers_update(loop);
     return loop;

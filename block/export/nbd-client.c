@@ -395,6 +395,7 @@ static bool client_co_request(NbdClient *client)
             return false;
         }
     }
+    req->crowded = client->n_reqs > 1 || client->in->end > client->in->start;
     coroutine_start(client->loop, nbd_request_co_entry, req);
     return true;
 }

@@ -97,6 +97,7 @@ struct NbdReq {
     uint64_t cookie, offset;
     uint32_t len;
     uint16_t type, flags;
+    bool crowded;  /* when it began others were under way or had come */
     size_t charge; /* counted in req_bytes */
 
     uint8_t *data; /* what is written: in @in, or in @buf; what was read: @buf */

@@ -144,6 +144,8 @@ void nbd_request_co_entry(void *opaque)
     uint32_t error = request_check(req);
     int ret;
 
+    if (G_UNLIKELY(req->crowded))
+        coroutine_share_work();
     if (G_UNLIKELY(error)) {
         nbd_req_release_data(req);
         nbd_reply_error(req, error);

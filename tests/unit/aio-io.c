@@ -299,6 +299,41 @@ static void receive_co_entry(void *opaque)
     done();
 }
 
+typedef struct Share {
+    int fd;
+    size_t bytes;
+    bool shares, ended;
+} Share;
+
+static void share_co_entry(void *opaque)
+{
+    Share *s = opaque;
+    g_autofree char *buf = g_malloc(s->bytes), *got = g_malloc(s->bytes);
+    struct iovec out = {buf, s->bytes}, in = {got, s->bytes};
+    memset(buf, 's', s->bytes);
+    if (s->shares)
+        coroutine_share_work();
+    assert_int_equal(aio_co_pwritev(s->fd, &out, 1, 1000, 0), s->bytes);
+    assert_int_equal(aio_co_preadv(s->fd, &in, 1, 1000, 0), s->bytes);
+    assert_memory_equal(buf, got, s->bytes);
+    s->ended = true;
+}
+
+/* Copies of memory files are made at once, but for long ones of a coroutine that leaves them to others. */
+static void test_memory_io_is_shared(void **state)
+{
+    const int fd = memfd_create("aio-io", MFD_CLOEXEC);
+    for (int i = 0; i < 4; i++) {
+        Share s = {.fd = fd, .bytes = i & 1 ? 256 * 1024 : 4096, .shares = i >= 2};
+        run_for_ms(1); /* a new turn's budget */
+        coroutine_start(loop, share_co_entry, &s);
+        assert_int_equal(s.ended, !(s.shares && s.bytes > 4096) || g_get_num_processors() == 1);
+        while (!s.ended)
+            run_for_ms(1);
+    }
+    close(fd);
+}
+
 static void test_stream(void **state)
 {
     for (int nonblocking = 0; nonblocking < 2; nonblocking++) {
@@ -676,6 +711,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_copy_range, setup, teardown),
         cmocka_unit_test_setup_teardown(test_copy_range_errors, setup, teardown),
         cmocka_unit_test_setup_teardown(test_memory_io_is_fair, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_memory_io_is_shared, setup, teardown),
         cmocka_unit_test_setup_teardown(test_stream, setup, teardown),
         cmocka_unit_test_setup_teardown(test_pipe, setup, teardown),
         cmocka_unit_test_setup_teardown(test_pages, setup, teardown),
