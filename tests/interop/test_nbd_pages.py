@@ -77,7 +77,7 @@ class Content(Pages):
                                (0, 4 * BLOCK), (4 * BLOCK, BLOCK)):
             self.assertEqual(want[offset:offset + length], r.read(offset, length), (offset, length))
         error, chunks = r.request(READ, 2 * BLOCK - 65536, 2 * 65536)
-        self.assertEqual((0, [HOLE, DATA]), (error, [k for k, _ in chunks]))
+        self.assertEqual((0, [HOLE, DATA]), (error, [k for k, _ in chunks][:2]))
         error, chunks = r.request(READ, BLOCK - 65536, 2 * 65536, flags=DF)
         self.assertEqual((0, [DATA]), (error, [k for k, _ in chunks]))
         self.assertEqual(want[BLOCK - 65536:BLOCK + 65536], chunks[0][1][8:])
