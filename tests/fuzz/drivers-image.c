@@ -276,7 +276,7 @@ static void op_range(uint64_t place, uint8_t how, uint64_t *offset, uint64_t *by
 
 static void op_co_write(uint64_t offset, uint64_t bytes, uint8_t *buf, ReqFlags flags)
 {
-    uint64_t cluster = node->limits.write_zeroes_align;
+    uint64_t cluster = u64_max(node->limits.write_zeroes_align, 512);
     struct iovec iov;
     IoVec vec;
 

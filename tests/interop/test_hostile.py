@@ -199,7 +199,7 @@ class Costs(sd.Case):
     def base(self, size='64M', **options):
         return broken_images.Image.read(sd.create_image(self.path('base'), 'qcow2', size, options=options))
 
-    def open(self, image, ok, text=None):
+    def open(self, image, ok, text=None, readable=True):
         """Opens it, reads its first 64 MiB, closes it."""
         image.save(self.path('image'))
         d = self.daemon()
@@ -211,8 +211,12 @@ class Costs(sd.Case):
             self.assertRegex(reply['error']['desc'], text)
         else:
             with sd.nbd_connect(d.export('q')) as h:
+                import nbd
                 for at in range(0, min(64 * sd.MIB, h.get_size()), sd.MIB):
-                    h.pread(min(sd.MIB, h.get_size() - at), at)
+                    try:
+                        h.pread(min(sd.MIB, h.get_size() - at), at)
+                    except nbd.Error:
+                        self.assertFalse(readable)
         self.assertLess(time.monotonic() - start, self.SECONDS)
         with open(f'/proc/{d.process.pid}/status', encoding='ascii') as f:
             peak = next(int(line.split()[1]) for line in f if line.startswith('VmHWM'))
@@ -247,6 +251,29 @@ class Costs(sd.Case):
         theirs = sd.qemu_img('info', '-f', 'qcow2', self.path('many'), check=False).returncode
         self.open(i, theirs == 0, r'(?i)snapshot')
 
+    def test_snapshot_table(self):
+        """As many snapshots as there may be, with as much extra data: more than 64 MiB."""
+        i = self.base(cluster_size='2M')
+        entry = bytes(36) + (1024).to_bytes(4, 'big') + bytes(1024)
+        i.n_snapshots, i.snapshots = 65536, i.clusters * i.cluster
+        i.data.extend(bytes(i.snapshots - len(i.data)) + entry * 65536)
+        i.save(self.path('many'))
+        self.assertNotEqual(0, sd.qemu_img('info', '-f', 'qcow2', self.path('many'), check=False).returncode)
+        self.open(i, False, r'(?i)snapshot table')
+
+    def test_many_bitmaps(self):
+        """65535 bitmaps that share one table: as many as there may be, and one more."""
+        for n, ok in ((65535, True), (65536, False)):
+            i = self.base(size='1M', cluster_size='64k')
+            table, directory = i.clusters * i.cluster, (i.clusters + 1) * i.cluster
+            entries = b''.join(struct.pack('>QIIBBHI', table, 1, 2, 1, 16, 5, 0) + b'%05d' % k + bytes(3) for k in range(n))
+            i.data.extend(bytes(directory - len(i.data)) + entries)
+            broken_crafted.replace_extensions(i, broken_crafted.extension(
+                broken_images.EXT_BITMAPS, struct.pack('>IIQQ', n, 0, len(entries), directory)))
+            i.autoclear = 1
+            with self.subTest(n):
+                self.open(i, ok, r'nb_bitmaps')
+
     def test_bitmaps(self):
         i = self.base()
         i.put(104, 8, 0)  # compression type and padding
@@ -258,22 +285,51 @@ class Costs(sd.Case):
         i.autoclear = 1
         self.open(i, False, r'(?i)bitmaps')
 
+    def bomb(self, packed, zstd=False, readable=True):
+        """Opens 64 MiB of clusters that all are @packed."""
+        i = self.base(cluster_size='2M', **({'compression_type': 'zstd'} if zstd else {}))
+        at, l2 = 6 * i.cluster, 5 * i.cluster
+        i.data.extend(bytes(7 * i.cluster - len(i.data)))
+        i.data[at:at + len(packed)] = packed
+        shift = 62 - (i.cluster_bits - 8)
+        sectors = len(packed) // 512 + 1
+        for gc in range(32):
+            i.put(l2 + gc * 8, 8, broken_images.COMPRESSED | sectors << shift | at)
+        i.put(i.l1, 8, broken_images.COPIED | l2)
+        self.open(i, True, readable=readable)
+
     def test_compression_bomb(self):
-        """64 MiB of clusters that all are the same 2 KiB, which expand to as much as a cluster, and more."""
+        """2 KiB which expand to as much as a cluster, and more."""
         import zlib
         for times in (1, 16):
-            i = self.base(cluster_size='2M')
             c = zlib.compressobj(9, zlib.DEFLATED, -12)
-            packed = c.compress(bytes(times * i.cluster)) + c.flush()
-            at, l2 = 6 * i.cluster, 5 * i.cluster
-            i.data.extend(bytes(7 * i.cluster - len(i.data)))
-            i.data[at:at + len(packed)] = packed
-            shift = 62 - (i.cluster_bits - 8)
-            sectors = len(packed) // 512 + 1
-            for gc in range(32):
-                i.put(l2 + gc * 8, 8, broken_images.COMPRESSED | sectors << shift | at)
-            i.put(i.l1, 8, broken_images.COPIED | l2)
-            self.open(i, True)
+            self.bomb(c.compress(bytes(times * 2 * sd.MIB)) + c.flush())
+
+    def test_zstd_bomb(self):
+        """A frame of blocks that say to repeat a byte 128 Ki times, with windows of 2 MiB and of 2 TiB."""
+        for times, window in ((1, 0x58), (64, 0x58), (1, 0xff)):
+            n = times * 2 * sd.MIB >> 17
+            blocks = b''.join(struct.pack('<I', (1 << 17) << 3 | 1 << 1 | (k == n - 1))[:3] + b'z' for k in range(n))
+            with self.subTest(times=times, window=window):
+                self.bomb(b'\x28\xb5\x2f\xfd\0' + bytes([window]) + blocks, True, window == 0x58)
+
+    def test_backing_files_in_a_ring(self):
+        """An image that is its own backing file, at once and by way of another."""
+        for ring in ('a',), ('a', 'b'), ('a', 'b', 'c'):
+            paths = [self.path(f'{len(ring)}{name}') for name in ring]
+            for k, path in enumerate(paths):
+                sd.create_image(path, 'qcow2', sd.MIB)
+            for k, path in enumerate(paths):
+                sd.qemu_img('rebase', '-u', '-f', 'qcow2', '-F', 'qcow2', '-b', paths[(k + 1) % len(paths)], path)
+            with self.subTest(ring):
+                d = self.daemon()
+                start = time.monotonic()
+                reply = d.qmp('blockdev-add', driver='qcow2', node_name='q', read_only=True,
+                              file={'driver': 'file', 'filename': paths[0]}, timeout=4 * self.SECONDS)
+                self.assertRegex(reply['error']['desc'], r'(?i)backing|chain|lock|deep|loop|many')
+                self.assertLess(time.monotonic() - start, self.SECONDS)
+                self.assertEqual([], d.cmd('query-named-block-nodes'))
+                d.shutdown()
 
     def test_tables_in_a_ring(self):
         """L2 tables that are the L1 table, and all the same one."""
@@ -383,6 +439,70 @@ class Names(sd.Case):
                 d.cmd('blockdev-del', node_name='q')
                 self.assertEqual([], self.watch.opened())
         self.assertGreater(n, 15)
+
+    def hostile(self, name='hostile', fmt='qcow2', backing_format='raw'):
+        """An image whose backing file is a decoy."""
+        path = self.path(name)
+        sd.create_image(path, fmt, sd.MIB)
+        sd.qemu_img('rebase', '-u', '-f', fmt, '-b', self.decoys[0], '-F', backing_format, path)
+        self.watch.opened()
+        return path
+
+    def blockdev(self, path, **more):
+        more = {name.replace('_', '-'): value for name, value in more.items()}
+        return {'driver': 'qcow2', 'file': {'driver': 'file', 'filename': path}, **more}
+
+    def test_below_what_is_named(self):
+        """A backing file that the user names may name another."""
+        path, top = self.hostile(), sd.create_image(self.path('top'), 'qcow2', sd.MIB)
+        d = self.daemon('--refuse-image-names')
+        self.fails(d, 'names another file', 'blockdev-add', self.blockdev(top, node_name='q', backing=self.blockdev(path)))
+        self.fails(d, 'names another file', 'blockdev-add', {
+            'driver': 'raw', 'node-name': 'q', 'file': {'driver': 'copy-on-read', 'file': self.blockdev(path)}})
+        self.assertEqual([], self.watch.opened())
+        self.assertEqual([], d.cmd('query-named-block-nodes'))
+
+    def test_written_by_a_guest(self):
+        """A raw disk whose guest writes an image's header into it; then something probes what it is."""
+        path = self.hostile()
+        with open(path, 'rb') as f:
+            header = f.read()
+        disk = self.path('disk.raw')
+        with open(disk, 'wb') as f:
+            f.write(header.ljust(sd.MIB, b'\0'))
+        over = sd.create_image(self.path('over'), 'qcow2', sd.MIB)
+        sd.qemu_img('rebase', '-u', '-f', 'qcow2', '-b', disk, over, check=False)
+        broken = broken_images.Image.read(over)
+        if not broken.backing_offset:  # qemu-img wants a format: put the name there by hand
+            broken.backing_offset, broken.backing_size = 2048, len(disk)
+            broken.data[2048:2048 + len(disk)] = disk.encode()
+            broken.save(over)
+        self.watch.opened()
+        d = self.daemon('--refuse-image-names')
+        self.fails(d, 'names another file', 'blockdev-add', self.blockdev(over, node_name='q'))
+        source = sd.create_image(self.path('source'), 'raw', sd.MIB)
+        d.cmd('blockdev-add', driver='raw', node_name='s', file={'driver': 'file', 'filename': source})
+        for command, more in (('drive-mirror', {'sync': 'full'}), ('drive-backup', {'sync': 'full'})):
+            for target in disk, path:
+                for fmt in None, 'qcow2':
+                    reply = d.qmp(command, device='s', target=target, mode='existing', job_id='j', **more,
+                                  **({'format': fmt} if fmt else {}))
+                    self.assertIn('error', reply, (command, target, fmt))
+        self.assertEqual([], self.watch.opened())
+
+    def test_commands_that_open(self):
+        """An overlay that exists has the node below it, whatever it names; an image without its backing file stays so."""
+        path, base = self.hostile(), sd.create_image(self.path('base'), 'qcow2', sd.MIB)
+        d = self.daemon('--refuse-image-names')
+        d.cmd('blockdev-add', self.blockdev(base, node_name='b'))
+        reply = d.qmp('blockdev-snapshot-sync', node_name='b', snapshot_file=path, snapshot_node_name='over',
+                      format='qcow2', mode='existing')
+        if 'return' in reply:  # then its backing file is the node, whatever it names
+            d.cmd('human-monitor-command', command_line='qemu-io over "read 0 64k"')
+            d.cmd('blockdev-del', node_name='over')
+        d.cmd('blockdev-add', self.blockdev(path, node_name='q', backing=None))
+        d.cmd('human-monitor-command', command_line='qemu-io q "read 0 64k"')
+        self.assertEqual([], self.watch.opened())
 
     def test_checker(self):
         for name, path, fmt, _ in self.images():
