@@ -30,7 +30,7 @@ WORKLOADS = {
     'refcount-table': '^512, 64 bits, refcount table grows',
     'refcount-table-header': '^512, 64 bits, refcount table grows',
     **dict.fromkeys(('repair-begins', 'repair-complete', 'repair-copy', 'repair-ends', 'repair-entries',
-                     'repair-refcounts', 'repair-snapshots'), '^repair'),
+                     'repair-refcounts', 'repair-snapshots'), '^repair, [^q]'),
     'resize-l1': '^resize, L1',
     'resize-l1-header': '^resize, L1',
     'resize-size': '^resize',
