@@ -91,16 +91,27 @@ static int read_co_several(Node *node, const ExtentOps *ops, Extent *map, uint64
     return first < 0 ? first : ret;
 }
 
+/* Zeroes for sure, by what the tables say alone. */
+static bool is_zeroes(const Node *node, const ExtentOps *ops, const Extent *map)
+{
+    unsigned status = ops->status(map->kind);
+
+    return status & STATUS_ALLOCATED ? status & STATUS_ZERO : !node->backing;
+}
+
 int extents_co_read(Node *node, const ExtentOps *ops, uint64_t offset, uint64_t bytes, const IoVec *vec,
-                    size_t vec_offset)
+                    size_t vec_offset, ReqFlags flags)
 {
     Extent map;
     int ret = ops->co_map(node->state, offset, bytes, &map);
 
     if (G_UNLIKELY(ret < 0))
         return ret;
-    if (G_LIKELY(map.bytes == bytes))
+    if (G_LIKELY(map.bytes == bytes)) {
+        if ((flags & REQ_MAY_SKIP_ZEROES) && is_zeroes(node, ops, &map))
+            return READ_ZEROES;
         return ops->co_read(node->state, &map, offset, vec, vec_offset);
+    }
     return read_co_several(node, ops, &map, offset, bytes, vec, vec_offset);
 }
 

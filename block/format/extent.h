@@ -31,8 +31,9 @@ typedef struct ExtentOps {
     unsigned (*status)(int kind);
 } ExtentOps;
 
+/* For Driver.co_preadv: 0, -errno, or READ_ZEROES where @flags allow it. */
 int extents_co_read(Node *node, const ExtentOps *ops, uint64_t offset, uint64_t bytes, const IoVec *vec,
-                    size_t vec_offset);
+                    size_t vec_offset, ReqFlags flags);
 int extents_co_write(Node *node, const ExtentOps *ops, uint64_t offset, uint64_t bytes, const IoVec *vec,
                      size_t vec_offset);
 /* For Driver.co_block_status: extents with the same status and, for data, adjoining in the image are one. */

@@ -320,6 +320,35 @@ class Requests(Nbd):
                 self.assertEqual(bytes(5000), r.read(1, 5000))
                 self.assertEqual(bytes(4096), self.raw().go(node.encode()).read(0, 4096))
 
+    def test_short_zeroes_of_formats(self):
+        """What the tables of an image say is zero is not sent; what a backing file holds and what was written is."""
+        for fmt in ('qcow2', 'qed'):
+            base, top = self.path(f'base.{fmt}'), self.path(f'top.{fmt}')
+            sd.create_image(base, fmt, sd.MIB, data=[(0, 65536, 0x62)])
+            sd.create_image(top, fmt, sd.MIB, backing=base, backing_fmt=fmt)
+            self.d.cmd('blockdev-add', driver=fmt, node_name=fmt, file={'driver': 'file', 'filename': top})
+            self.d.export(fmt, fmt, writable=True)
+            alone = f'{fmt}-alone'
+            self.d.cmd('blockdev-add', driver=fmt, node_name=alone, read_only=True,
+                       file={'driver': 'file', 'filename': self.copy_of(base)})
+            self.d.export(alone, alone)
+            r = self.raw().go(fmt.encode(), structured=True)
+            self.assertEqual(0, r.write(3 * 65536, b'w' * 4096))
+            self.assertEqual(0, r.request(WRITE_ZEROES, 0, 65536)[0])
+            a = self.raw().go(alone.encode(), structured=True)
+            for client, offset, kinds, want in ((r, 3 * 65536, (DATA,), b'w' * 4096), (r, 0, (HOLE,), bytes(4096)),
+                                                (r, 4 * 65536, (DATA, HOLE), bytes(4096)), (a, 0, (DATA,), b'b' * 4096),
+                                                (a, 4 * 65536, (HOLE,), bytes(4096)), (a, 65536 - 512, (DATA,), None)):
+                with self.subTest(fmt=fmt, offset=offset):
+                    error, chunks = client.request(READ, offset, 4096)
+                    self.assertEqual((0, 1), (error, len(chunks)))
+                    self.assertIn(chunks[0][0], kinds)
+                    self.assertEqual(want or b'b' * 512 + bytes(3584), client.read(offset, 4096))
+
+    def copy_of(self, path):
+        sd.run('cp', path, path + '.copy')
+        return path + '.copy'
+
     def test_many_small_holes(self):
         """More pieces than fit one answer: right all the same."""
         r = self.raw().go(structured=True)

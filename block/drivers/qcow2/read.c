@@ -31,7 +31,7 @@ int q2_co_read_extent(void *opaque, const Extent *map, uint64_t offset, const Io
 
 int q2_co_read(Qcow2 *q, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset)
 {
-    return extents_co_read(q->node, &q2_extent_ops, offset, bytes, vec, vec_offset);
+    return extents_co_read(q->node, &q2_extent_ops, offset, bytes, vec, vec_offset, 0);
 }
 
 int q2_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags)
@@ -42,5 +42,5 @@ int q2_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, 
         return -EIO;
     if (!vec) /* a prefetch without a buffer has no side effect here */
         return 0;
-    return q2_co_read(q, offset, bytes, vec, vec_offset);
+    return extents_co_read(node, &q2_extent_ops, offset, bytes, vec, vec_offset, flags);
 }

@@ -176,12 +176,12 @@ static const ExtentOps extent_ops = {
 
 static int cow_co_read(void *state, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset)
 {
-    return extents_co_read(((Qed *)state)->node, &extent_ops, offset, bytes, vec, vec_offset);
+    return extents_co_read(((Qed *)state)->node, &extent_ops, offset, bytes, vec, vec_offset, 0);
 }
 
 int qed_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags)
 {
-    return extents_co_read(node, &extent_ops, offset, bytes, vec, vec_offset);
+    return extents_co_read(node, &extent_ops, offset, bytes, vec, vec_offset, flags);
 }
 
 int qed_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags)
