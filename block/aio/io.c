@@ -57,6 +57,8 @@ static bool file_is_memory(int fd)
 /* An answer that is out of date costs a detour or, for at most the time to live, a wait on the loop's thread. */
 static bool fd_is_memory(Loop *loop, int fd)
 {
+    if (G_UNLIKELY(fd < 0))
+        return false;
     if (G_UNLIKELY(fd >= loop->n_kinds)) {
         if (fd >= KIND_FDS_MAX)
             return false;
@@ -75,7 +77,7 @@ static bool fd_is_memory(Loop *loop, int fd)
 
 bool io_inline_co_admit(Loop *loop, int fd, int64_t offset, size_t bytes)
 {
-    if (fd < 0 || offset < 0 || bytes > INLINE_MAX || !fd_is_memory(loop, fd))
+    if (offset < 0 || bytes > INLINE_MAX || !fd_is_memory(loop, fd))
         return false;
     while (loop->inline_budget <= 0)
         aio_co_reschedule();
