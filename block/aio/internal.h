@@ -69,6 +69,8 @@ struct Loop {
     int64_t inline_budget;  /* bytes of I/O that may still be done at once in this turn, see io.c */
     struct FileKind *kinds; /* indexed by fd, see io.c */
     int n_kinds;
+    unsigned copies;   /* of memory files on worker threads, see io.c */
+    CoQueue copy_done; /* who waits to begin one */
 
     Coroutine *pool;
     unsigned pooled; /* how many in pool */

@@ -37,6 +37,8 @@
 #define SHARE_MIN       (64 * 1024)
 /* Of a worker's buffer for copies between memory files: it has to stay in the processor's cache. */
 #define COPY_BUFFER (512 * 1024)
+/* Such copies at a time. More are not faster, and would keep short work from the worker threads. */
+#define COPIES_MAX 4
 /* What one call takes from the budget at least. */
 #define INLINE_COST 4096
 
@@ -288,7 +290,15 @@ int aio_co_copy_range(int in, int64_t from, int out, int64_t to, size_t bytes)
     /* A short copy in memory takes less than to wake a worker and to be woken by it. */
     if (memory && bytes <= COPY_INLINE_MAX && io_inline_co_admit(loop, out, to, bytes))
         return copy_range(&c);
-    return aio_co_worker(memory ? copy_through : copy_range, &c);
+    if (!memory)
+        return aio_co_worker(copy_range, &c);
+    while (loop->copies >= COPIES_MAX)
+        coqueue_co_wait(&loop->copy_done, NULL);
+    loop->copies++;
+    int ret = aio_co_worker(copy_through, &c);
+    loop->copies--;
+    coqueue_wake_one(&loop->copy_done);
+    return ret;
 }
 
 /*

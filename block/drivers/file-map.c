@@ -10,8 +10,9 @@
  * GiB of data was measured) and network file systems ask a server: those go to a worker thread, one at a time, since
  * what one finds often answers those that wait. What is found is joined to what is remembered where the two touch: a
  * look-up in front of it would else walk to the same end each time (reads of 256 KiB at random places of a GiB on tmpfs
- * came down to 300 a second). What takes the time is to find the end of data far away. A question about a short range
- * (up to NEAR_MAX) is answered in place: data at both ends of it counts as data throughout.
+ * came down to 300 a second). What takes the time is to find the end of data far away, so it is not looked for: how
+ * many pages there are in the next 4 MiB tells whether all of it is data (9 us). An old kernel does not tell; there,
+ * data at both ends of a short range counts as data throughout, and only longer ranges are looked up.
  */
 #include "block/aio/io.h"
 #include "block/drivers/file.h"
@@ -19,8 +20,10 @@
 #include <errno.h>
 #include <unistd.h>
 
-#define NEAR_MAX  (256 * 1024)
-#define NEAR_PAGE 4096
+#define NEAR_MAX    (256 * 1024)
+#define NEAR_PAGE   4096
+#define COUNTED_MAX (4 * 1024 * 1024)
+#define CACHESTAT   451 /* the system call of this name, Linux 6.5, which the headers may not know yet */
 
 /* What one look-up found out from @offset on. */
 typedef struct Lookup {
@@ -74,36 +77,61 @@ static void remember(FileState *s, const Lookup *l)
     }
 }
 
-/*
- * The end of the data that begins at @offset, if it lies within @bytes; else 0. Where the last page is data, too, all
- * is taken for data; where not, the kernel need not walk further than there.
- */
-static uint64_t near_end(const FileState *s, uint64_t offset, uint64_t bytes)
+/* Bytes of a range that tmpfs has pages for, in memory or swapped out; -1: the kernel is too old to tell. */
+static int64_t bytes_there(int fd, uint64_t offset, uint64_t bytes)
 {
-    off_t last = (off_t)align_down(offset + bytes - 1, NEAR_PAGE), hole;
+    struct {
+        uint64_t offset, bytes;
+    } range = {offset, bytes};
+    struct {
+        uint64_t cached, dirty, writeback, evicted, recently_evicted;
+    } pages;
 
-    if (last <= (off_t)offset || lseek(s->fd, last, SEEK_DATA) == last)
-        return 0;
-    hole = lseek(s->fd, (off_t)offset, SEEK_HOLE);
-    return hole > (off_t)offset && (uint64_t)hole < offset + bytes ? (uint64_t)hole : 0;
+    if (syscall(CACHESTAT, fd, &range, &pages, 0) < 0)
+        return -1;
+    return (int64_t)((pages.cached + pages.evicted) * (uint64_t)sysconf(_SC_PAGESIZE));
 }
 
-static void answer_near(Node *node, uint64_t offset, uint64_t bytes, BlockStatus *ret)
+/*
+ * How far the data that begins at @offset of a file in memory goes, for a range of some MiB at most: no further than
+ * @bytes, and the kernel is not made to walk further. 0: that cannot be told in a short time.
+ */
+static uint64_t near_data(FileState *s, uint64_t offset, uint64_t bytes)
+{
+    int64_t there = bytes_there(s->fd, offset, bytes);
+    off_t last = (off_t)align_down(offset + bytes - 1, NEAR_PAGE);
+    /* Pages that were only taken in advance, mostly up to the end of something, are no data. */
+    bool ends_in_data = last <= (off_t)offset || lseek(s->fd, last, SEEK_DATA) == last;
+
+    if (there < 0 && bytes > NEAR_MAX)
+        return 0;
+    /* Where the kernel does not count, data at both ends counts as data throughout. */
+    if (there < 0 && ends_in_data)
+        return bytes;
+    if (there < (int64_t)bytes || !ends_in_data) {
+        off_t hole = lseek(s->fd, (off_t)offset, SEEK_HOLE);
+        if (hole > (off_t)offset)
+            bytes = u64_min(bytes, (uint64_t)hole - offset);
+    }
+    remember(s, &(Lookup){.data_start = offset, .data_end = offset + bytes});
+    return bytes;
+}
+
+/* Answers in place, if that takes a short time. */
+static bool answer_near(Node *node, uint64_t offset, uint64_t bytes, BlockStatus *ret)
 {
     FileState *s = node->state;
     off_t data = lseek(s->fd, (off_t)offset, SEEK_DATA);
-    uint64_t end;
 
     if (data < 0 && errno == ENXIO) {
         answer(node, STATUS_ZERO, offset, bytes, ret);
     } else if (data > (off_t)offset) {
         answer(node, STATUS_ZERO, offset, u64_min(bytes, (uint64_t)data - offset), ret);
     } else {
-        end = data < 0 ? 0 : near_end(s, offset, bytes); /* or it could not be told */
-        if (end)
-            remember(s, &(Lookup){.data_start = offset, .data_end = end});
-        answer(node, STATUS_DATA, offset, end ? end - offset : bytes, ret);
+        bytes = data < 0 ? 0 : near_data(s, offset, u64_min(bytes, COUNTED_MAX));
+        answer(node, STATUS_DATA, offset, bytes, ret);
     }
+    return bytes > 0;
 }
 
 /* Looks up on a worker thread, unless somebody else's look-up has brought the answer meanwhile (*@ret_known). */
@@ -130,10 +158,8 @@ int file_co_block_status(Node *node, bool want_zero, uint64_t offset, uint64_t b
         answer(node, STATUS_DATA, offset, bytes, ret);
         return 0;
     }
-    if (!known && s->memory && bytes <= NEAR_MAX) {
-        answer_near(node, offset, bytes, ret);
+    if (!known && s->memory && answer_near(node, offset, bytes, ret))
         return 0;
-    }
     if (!known)
         err = s->slow_seek ? lookup_co_slow(s, &l, &known) : lookup(&l);
     if (known) {

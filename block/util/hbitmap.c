@@ -169,10 +169,16 @@ static void summary_reset(HBitmap *hb, uint64_t word)
     }
 }
 
+/* Most words are all set; without an instruction for the rest of them it takes 4 ns to count one. */
+static unsigned ones(uint64_t word)
+{
+    return word == ~UINT64_C(0) ? WORD_BITS : (unsigned)__builtin_popcountll(word);
+}
+
 static void or_word(HBitmap *hb, uint64_t word, uint64_t mask)
 {
     uint64_t *w = &hb->level[0][word];
-    hb->count += (unsigned)__builtin_popcountll(mask & ~*w);
+    hb->count += ones(mask & ~*w);
     *w |= mask;
 }
 
@@ -190,9 +196,15 @@ void hbitmap_set(HBitmap *hb, uint64_t offset, uint64_t bytes)
             return;
         or_word(hb, lo, mask);
     } else {
+        if (hb->count == 0) {
+            /* Not to be read: each page would be brought in twice, as zeroes and to be written to. */
+            memset(&hb->level[0][lo + 1], 0xff, (hi - lo - 1) * sizeof(uint64_t));
+            hb->count = (hi - lo - 1) * WORD_BITS;
+        } else {
+            for (uint64_t w = lo + 1; w < hi; w++)
+                or_word(hb, w, ~UINT64_C(0));
+        }
         or_word(hb, lo, mask_from(first));
-        for (uint64_t w = lo + 1; w < hi; w++)
-            or_word(hb, w, ~UINT64_C(0));
         or_word(hb, hi, mask_to(last));
     }
     summary_set(hb, 0, lo, hi);
@@ -252,7 +264,7 @@ void hbitmap_reset(HBitmap *hb, uint64_t offset, uint64_t bytes)
         if (w == last / WORD_BITS)
             mask &= mask_to(last);
         uint64_t *word = &hb->level[0][w];
-        hb->count -= (unsigned)__builtin_popcountll(*word & mask);
+        hb->count -= ones(*word & mask);
         *word &= ~mask;
         if (!*word)
             summary_reset(hb, w);
