@@ -97,7 +97,7 @@ static bool check_start(JobList *list, BackupStart *s, GError **error)
                          job_default_id(list->graph, s->target) ?: "");
     if (s->source->size != s->target->size)
         return error_set(error, "Source and target image have different sizes");
-    s->cluster = u64_max(CLUSTER_MIN, job_cluster_size(s->target));
+    s->cluster = u64_max(CLUSTER_MIN, a->compress ? job_cluster_size(s->target) : job_fill_size(s->target));
     return check_perf(s, error);
 }
 

@@ -72,14 +72,26 @@ int job_co_flush(Job *job, Node *node, BlockdevOnError policy)
     }
 }
 
-uint64_t job_cluster_size(Node *node)
+static NodeInfo image_info(Node *node)
 {
     NodeInfo info = {0};
 
     node = node_skip_filters(node);
     if (node->drv->get_info)
         node->drv->get_info(node, &info);
-    return info.cluster_size;
+    return info;
+}
+
+uint64_t job_cluster_size(Node *node)
+{
+    return image_info(node).cluster_size;
+}
+
+uint64_t job_fill_size(Node *node)
+{
+    NodeInfo info = image_info(node);
+
+    return info.fill_size ? info.fill_size : info.cluster_size;
 }
 
 /* ---- targets by file name --------------------------------------------------------------------------------------- */

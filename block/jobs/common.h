@@ -48,3 +48,6 @@ void job_co_remove_filter(Node *filter);
 
 /* The cluster size of @node's image in bytes, 0: none. */
 uint64_t job_cluster_size(Node *node);
+/* What a write of less than that would fill up from the image's backing file: its clusters, or their subclusters.
+ * Bytes, 0: none. */
+uint64_t job_fill_size(Node *node);

@@ -57,7 +57,7 @@ static bool mirror_make_copy(MirrorJob *m, GError **error)
         .todo = m->dirty->bits,
         .size = m->source->size,
         .buffers = m->buf_size ? align_up(m->buf_size, m->granularity) : 0,
-        .cow_cluster = m->backing_later ? job_cluster_size(m->target) : 0,
+        .cow_cluster = m->backing_later ? job_fill_size(m->target) : 0,
         .skip_zeroes = m->sync == MIRROR_SYNC_MODE_FULL,
         .unmap = m->unmap,
         .on_source_error = m->on_source_error,

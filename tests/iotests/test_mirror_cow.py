@@ -36,6 +36,28 @@ class WholeClusters(sd.Case):
         sd.qemu_io(target, 'read -P 0x11 128k 64k', 'read -P 0x44 192k 4k', 'read -P 0x11 196k 60k', 'read -P 0x22 0 128k',
                    fmt='qcow2')
 
+    def test_subclusters(self):
+        """Of a target's clusters with extended entries only the subclusters that are touched are copied whole."""
+        base = sd.create_image(self.path('base.raw'), 'raw', 8 * sd.MIB, data=[(0, 8 * sd.MIB, 0x11)])
+        for command in 'drive-mirror', 'drive-backup':
+            with self.subTest(command):
+                top = sd.create_image(self.path(command), 'qcow2', backing=base, backing_fmt='raw',
+                                      data=[(n * 2 * sd.MIB + sd.MIB, 512, 0x33) for n in range(4)])
+                target = sd.create_image(self.path(command + '.t'), 'qcow2', backing=base, backing_fmt='raw',
+                                         options={'cluster_size': '2M', 'extended_l2': 'on'})
+                d = self.daemon('--drive', f'id=drive0,file={top},format=qcow2')
+                d.cmd(command, device='drive0', target=target, format='qcow2', sync='top', mode='existing')
+                if command == 'drive-mirror':
+                    d.complete('drive0')
+                else:
+                    d.event_wait('BLOCK_JOB_COMPLETED')
+                d.shutdown()
+                self.assertImagesEqual(top, target, 'qcow2', 'qcow2')
+                data = sum(e['length'] for e in sd.image_map(target) if e['depth'] == 0 and e['data'])
+                self.assertEqual(data, 4 * 65536)
+                sd.check_image(target)
+
+
 class ZeroesAreWritten(sd.Case):
     """While a mirror with sync=top runs, its target has no backing file yet and reads as zeroes. What clients zero has to
     be zeroed there all the same: the backing file comes at the end."""
