@@ -1,4 +1,5 @@
 """What becomes of a secret's value: it is not in the command line, and in memory only where it is kept."""
+import os
 import re
 import uuid
 
@@ -29,7 +30,8 @@ class Wiped(sd.Case):
     def look(self, d, at_most):
         with open(f'/proc/{d.pid}/cmdline', 'rb') as f:
             self.assertNotIn(self.text.encode(), f.read())
-        self.assertLessEqual(find_all(d.pid, self.text.encode()), at_most)
+        if 'ASAN_OPTIONS' not in os.environ:  # a sanitizer keeps what realloc() left
+            self.assertLessEqual(find_all(d.pid, self.text.encode()), at_most)
 
     def test_command_line(self):
         for form in ('secret,id=s,data={}', '{{"qom-type": "secret", "id": "s", "data": "{}"}}'):
