@@ -39,14 +39,8 @@ static bool extents_add(Extents *e, uint32_t bytes, uint32_t flags)
 
 int nbd_co_status_above(NbdReq *req, bool want_zero, uint64_t offset, uint64_t bytes, BlockStatus *ret, int *ret_depth)
 {
-    Node *node = port_node(req->client->exp->base.port);
-    int r;
+    int r = port_co_block_status(req->client->exp->base.port, want_zero, offset, bytes, ret, ret_depth);
 
-    if (!node)
-        return -ENOMEDIUM;
-    node_ref(node); /* a job may put another in its place meanwhile */
-    r = node_co_block_status_above(node, NULL, want_zero, offset, bytes, ret, ret_depth);
-    node_co_unref(node);
     if (r == 0 && !ret->bytes)
         return -EIO; /* the image shrank meanwhile */
     return r;

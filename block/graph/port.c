@@ -255,6 +255,21 @@ int port_co_flush(Port *port)
     PORT_REQUEST(STAT_FLUSH, 0, 0, false, child_co_flush(port->child));
 }
 
+int port_co_block_status(Port *port, bool want_zero, uint64_t offset, uint64_t bytes, BlockStatus *ret, int *ret_depth)
+{
+    int r;
+
+    while (port->quiesced && port->queue_while_drained)
+        coqueue_co_wait(&port->waiting, NULL);
+    if (!port->child->node)
+        return -ENOMEDIUM;
+    port->in_flight++;
+    r = node_co_block_status_above(port->child->node, NULL, want_zero, offset, bytes, ret, ret_depth);
+    if (--port->in_flight == 0)
+        graph_drain_kick(port->graph);
+    return r;
+}
+
 bool port_co_truncate(Port *port, uint64_t size, bool exact, PreallocMode prealloc, ReqFlags flags, GError **error)
 {
     bool ok;

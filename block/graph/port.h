@@ -64,4 +64,6 @@ int port_co_pwrite(Port *port, uint64_t offset, uint64_t bytes, const void *buf,
 int port_co_pwrite_zeroes(Port *port, uint64_t offset, uint64_t bytes, ReqFlags flags);
 int port_co_pdiscard(Port *port, uint64_t offset, uint64_t bytes);
 int port_co_flush(Port *port);
+/* node_co_block_status_above() of the whole chain; like any request it waits while the port is drained. */
+int port_co_block_status(Port *port, bool want_zero, uint64_t offset, uint64_t bytes, BlockStatus *ret, int *ret_depth);
 bool port_co_truncate(Port *port, uint64_t size, bool exact, PreallocMode prealloc, ReqFlags flags, GError **error);
