@@ -100,6 +100,10 @@ static void co_free(Coroutine *co)
     VALGRIND_STACK_DEREGISTER(co->valgrind_id);
 #endif
     context_destroy(&co->context);
+#ifdef CONTEXT_ASAN
+    /* Who gets this place next does not expect red zones of our variables there. */
+    ASAN_UNPOISON_MEMORY_REGION(co->stack, guard_size() + STACK_SIZE);
+#endif
     munmap(co->stack, guard_size() + STACK_SIZE);
 }
 
