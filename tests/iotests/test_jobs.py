@@ -77,6 +77,7 @@ class Life(JobCase):
         d.cmd('block-job-resume', device='j')
         self.fails(d, "Can't resume a job that was not paused", 'job-resume', id='j')
         d.cmd('block-job-pause', device='j')
+        self.wait_status(d, 'j', 'paused')
         d.cmd('block-job-cancel', device='j', force=True)
         self.tells([*START, 'paused', 'running', 'paused', 'running', *CANCELLED])
 
