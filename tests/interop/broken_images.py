@@ -182,6 +182,17 @@ def base(path, options='', size='8M', io=None, backing=None):
     run('qemu-io', '-f', 'qcow2', *[x for c in commands for x in ('-c', c)], path)
 
 
+def fix_dates(path):
+    """When snapshots were taken is read as something else where an entry is broken: always as the same."""
+    i = Image.read(path)
+    at = i.snapshots
+    for _ in range(i.n_snapshots):
+        i.put(at + 16, 8, 1700000000 << 32 | 500000000)
+        at += 40 + i.get(at + 36, 4) + i.get(at + 12, 2) + i.get(at + 14, 2)
+        at = at + 7 & ~7
+    i.save(path)
+
+
 def make_bases(directory):
     """{name: path}."""
     def path(name):
@@ -215,6 +226,7 @@ def make_bases(directory):
         run('qemu-io', '-f', 'qcow2', '-c', 'write -P 7 4k 8k', bases[name])
         run('qemu-img', 'snapshot', '-c', 'two', bases[name])
         run('qemu-io', '-f', 'qcow2', '-c', 'write -P 8 8k 4k', bases[name])
+        fix_dates(bases[name])
     bases['bitmaps'] = path('bitmaps')
     base(bases['bitmaps'], 'cluster_size=4096')
     run('qemu-img', 'bitmap', '--add', '-g', '4096', bases['bitmaps'], 'b0')
