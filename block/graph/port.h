@@ -9,6 +9,9 @@
 #include "block/graph/io.h"
 #include "block/graph/throttle.h"
 
+/* PortOps.what of jobs, which queries of the graph tell from other parents. */
+#define PORT_WHAT_JOB "block job"
+
 typedef struct PortOps {
     const char *what;
     char *(*describe)(Port *port);     /* caller frees */

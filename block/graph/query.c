@@ -273,7 +273,7 @@ static void add_outside_parents(XDbgBlockGraph *ret, GHashTable *ids, GHashTable
         if (!port)
             continue;
         owner = port->owner ? port->owner : port;
-        job = port->ops && port->ops->what && !strcmp(port->ops->what, "job");
+        job = port->ops && port->ops->what && !strcmp(port->ops->what, PORT_WHAT_JOB);
         if (g_hash_table_add(seen, (void *)owner))
             add_node(ret, object_id(ids, owner),
                      job ? X_DBG_BLOCK_GRAPH_NODE_TYPE_BLOCK_JOB : X_DBG_BLOCK_GRAPH_NODE_TYPE_BLOCK_BACKEND,

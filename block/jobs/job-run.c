@@ -197,7 +197,7 @@ static bool job_port_drained_poll(Port *port)
 }
 
 static const PortOps job_port_ops = {
-    .what = "block job",
+    .what = PORT_WHAT_JOB,
     .describe = job_port_describe,
     .drained_begin = job_port_drained_begin,
     .drained_end = job_port_drained_end,

@@ -513,6 +513,17 @@ class Queries(Graph):
         self.assertEqual([ids['n']], [e['child'] for e in edges])
         self.assertEqual('file', edges[0]['name'])
 
+    def test_graph_tells_jobs_from_exports(self):
+        d = self.daemon('--blockdev', 'null-co,node-name=n', '--blockdev', 'null-co,node-name=t')
+        d.export('n')
+        d.cmd('blockdev-mirror', job_id='j', device='n', target='t', sync='full')
+        graph = d.cmd('x-debug-query-block-graph')
+        types = {n['id']: n['type'] for n in graph['nodes']}
+        t, = [n['id'] for n in graph['nodes'] if n['name'] == 't']
+        self.assertIn('block-job', [types[e['parent']] for e in graph['edges'] if e['child'] == t])
+        self.assertEqual(1, list(types.values()).count('block-job'))
+        self.assertIn('block-backend', types.values())
+
     def test_blockstats_count_nbd_traffic(self):
         d = self.daemon('--blockdev', f'file,node-name=f,filename={self.image()}', '--blockdev', 'raw,node-name=r,file=f')
         with sd.nbd_connect(d.export('r', writable=True)) as h:
