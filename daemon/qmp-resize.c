@@ -8,7 +8,7 @@
 #include "block/util/error.h"
 #include "qapi/commands.h"
 
-static const PortOps resize_ops = {.what = "resize"};
+static const PortOps resize_ops = {.what = "block device"};
 
 bool resize_co_node(Daemon *daemon, Node *node, int64_t size, GError **error)
 {

@@ -123,7 +123,13 @@ static int data_co_changed(Node *host)
     return ret;
 }
 
-static const PortOps apply_ops = {.what = "snapshot"};
+static char *apply_describe(Port *port)
+{
+    (void)port;
+    return g_strdup("the applying of a snapshot");
+}
+
+static const PortOps apply_ops = {.what = "snapshot", .describe = apply_describe};
 
 bool node_co_snapshot_apply(Node *node, const char *id, const char *name, GError **error)
 {

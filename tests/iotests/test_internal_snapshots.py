@@ -206,6 +206,11 @@ class Commands(SnapshotCase):
             for node in ('n', 'r', 'f'):
                 self.assertEqual(SIZE, d.bitmap(node, 'b')['count'], node)
         d.cmd('block_resize', node_name='n', size=SIZE // 2)
+        d.export('n')
+        self.fails(d, "required by the applying of a snapshot (uses node 'n' as 'root' child) and unshared by nbd export",
+                   APPLY, device='n', name='s')
+        d.cmd('block-export-del', id='exp-n')
+        d.event_wait('BLOCK_EXPORT_DELETED')
         d.cmd(APPLY, device='n', name='s')
         self.assertEqual([SIZE] * 3, [d.node(n)['image']['virtual-size'] for n in 'nrf'])
         d.cmd(DELETE, device='r', name='s')

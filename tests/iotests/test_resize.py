@@ -86,6 +86,13 @@ class Resize(sd.Case):
         self.fails(d, 'does not support resize', 'block_resize', node_name='null', size=1)
         self.assertEqual(sd.MIB, self.size(d))
 
+    def test_refused_while_exported(self):
+        d = self.start('qcow2')
+        d.export('n')
+        self.fails(d, "permissions 'resize' are both required by an unnamed block device (uses node 'n' as 'root' child) "
+                   'and unshared by nbd export', 'block_resize', node_name='n', size=2 * sd.MIB)
+        self.assertEqual(sd.MIB, self.size(d))
+
     def test_refused_while_a_job_holds_it(self):
         d = self.start('qcow2')
         d.cmd('drive-mirror', device='drive0', target=self.path('t.qcow2'), format='qcow2', sync='full', node_name='t')
