@@ -28,6 +28,7 @@ typedef struct Watch {
     char *why; /* of WATCH_FAILED */
 
     /* progress */
+    JobType type;
     JobStatus status;
     int64_t done, total;
     int64_t times[SAMPLES]; /* us */
@@ -108,6 +109,7 @@ static bool look(Watch *w, Ctl *ctl, bool *ret_there, GError **error)
         *ret_there = true;
         w->done = job->current_progress;
         w->total = job->total_progress;
+        w->type = job->type;
         w->status = job->status;
         if (job->status == JOB_STATUS_READY || job->status == JOB_STATUS_STANDBY)
             take_end(w, WATCH_READY, NULL);
@@ -120,9 +122,11 @@ static bool look(Watch *w, Ctl *ctl, bool *ret_there, GError **error)
     return true;
 }
 
-/* Bytes per second over the last looks. */
+/* Bytes per second over the last looks; 0 for jobs whose progress is counted in steps. */
 static double rate(const Watch *w)
 {
+    if (w->type == JOB_TYPE_CREATE || w->type == JOB_TYPE_AMEND)
+        return 0;
     unsigned newest = (w->samples - 1) % SAMPLES, oldest = w->samples > SAMPLES ? w->samples % SAMPLES : 0;
     int64_t us = w->times[newest] - w->times[oldest];
     return us > 0 ? (double)(w->values[newest] - w->values[oldest]) * 1e6 / (double)us : 0;

@@ -99,6 +99,16 @@ class Shows(Ctl):
             p.stdout.close()
 
 
+class Steps(Ctl):
+    def test_no_rate_of_steps(self):
+        """What a create or an amend job has done is no number of bytes."""
+        self.ctl('qmp', 'blockdev-create', '{"job-id": "c", "options": {"driver": "file", "size": 0, "filename": "%s"}}'
+                 % self.path('new'))
+        text = self.ctl('watch', 'c').stdout
+        self.assertIn('c is done', text)
+        self.assertNotIn('/s', text)
+
+
 class Commands(Ctl):
     def test_arguments(self):
         self.assertEqual(self.ctl('qmp', 'blockdev-add', 'driver=null-co', 'node-name=n', 'size=4096',
