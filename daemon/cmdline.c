@@ -78,6 +78,9 @@ bool options_parse_argv(Options *options, int argc, char **argv, GError **error)
             if (i + 1 == argc)
                 return error_set(error, "option '--%s' requires an argument", word->name);
             value = argv[++i];
+            /* No value: somebody wonders what to say here. A file of that name is --check=--help. */
+            if (strcmp(value, "--help") == 0)
+                word = find_word(value, &value, NULL);
         }
         if (strcmp(word->name, "help") == 0 || strcmp(word->name, "version") == 0) {
             /* Whoever asks for these wants no judgement of the rest. */

@@ -162,7 +162,8 @@ const OptionWord option_words[] = {
         .section_key = "id",
         .type = &qapi_type_ObjectOptions,
         .co_apply = object_co_apply,
-        .value_help = "[qom-type=]throttle-group,id=ID[,limits.bps-total=N][,limits.KEY=N…]",
+        .value_help = "[qom-type=]throttle-group,id=ID[,limits.bps-total=N][,limits.KEY=N…]\n"
+                      "[qom-type=]secret,id=ID,file=PATH|data=VALUE[,format=raw|base64][,keyid=ID,iv=IV]",
         .help = "Makes an object, as the QMP command object-add does, for what comes after it.",
     },
     {

@@ -40,8 +40,8 @@ class Words(sd.Case):
         return p.stderr
 
     def test_help(self):
-        for word in ('--help', '-h'):
-            p = daemon(word)
+        for words in (('--help',), ('-h',), ('--check', '--help'), ('--blockdev', '--help'), ('--check', 'x', '--help')):
+            p = daemon(*words)
             self.assertEqual(p.returncode, 0)
             self.assertIn('Examples:', p.stdout)
             for name in ('blockdev', 'drive', 'chardev', 'monitor', 'qmp', 'nbd-server', 'export', 'config', 'pidfile',
