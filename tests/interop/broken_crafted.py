@@ -4,8 +4,8 @@ Importing this adds them to those of broken_images.py. LUKS headers are apart, b
 import os
 import struct
 
-from broken_images import (COPIED, EXT_BITMAPS, EXT_END, Image, break_with, breaks, header_field, run, save_as,
-                           snapshot)
+from broken_images import break_with, breaks, header_field, run, save_as, snapshot
+from qcow2_bytes import COPIED, EXT_BITMAPS, EXT_END, Image
 
 EXT_BACKING, EXT_FEATURES, EXT_DATA, EXT_CRYPTO, EXT_UNKNOWN = 0xe2792aca, 0x6803f857, 0x44415441, 0x0537be77, 0x12345678
 SECRET = ('--object', 'secret,id=k,data=k')
