@@ -189,6 +189,20 @@ class Images(EncryptionCase):
         with open(again, 'rb') as f:
             self.assertNotIn(b'x' * 64, f.read())
 
+    def test_compressed_clusters_are_refused(self):
+        """They would not be encrypted: a backup that asks for them fails, and nothing of the source is in the image."""
+        text = b'nobody shall find this. ' * 20000
+        source = self.path('source')
+        with open(source, 'wb') as f:
+            f.write(text[:SIZE].ljust(SIZE, b'\0'))
+        image = self.make('image', encrypt=self.luks())
+        self.add(image, name='n')
+        self.d.cmd('blockdev-add', driver='file', node_name='source', filename=source)
+        self.d.cmd('blockdev-backup', job_id='b', device='source', target='n', sync='full', compress=True)
+        self.d.wait_completed('b', error='Operation not supported')
+        self.d.shutdown()
+        self.assertFalse(any(self.qemu_reads(image)))
+
     def test_queries_show_no_password(self):
         path = self.make('image', encrypt=self.luks())
         self.add(path)
