@@ -25,8 +25,9 @@ static const CtlCommand commands[] = {
     {"graph", "[--dot]", ctl_graph, 0, 1,
      "The block graph as a tree; with --dot for graphviz: storage-ctl graph --dot | dot -Tsvg"},
     {"qmp", "COMMAND [KEY=VALUE…]", ctl_qmp, 1, INT_MAX,
-     "Gives any QMP command and prints what it returns. Keys may have dots (addr.type=unix),\n"
-     "values are words, numbers, true, false, null, or JSON; one argument in {} is all of them.\n"
+     "Gives any QMP command and prints what it returns. Keys may have dots\n"
+     "(addr.type=unix addr.data.path=/run/nbd), values are words, numbers, true, false, null, or\n"
+     "JSON; one argument in {} is all of them.\n"
      "Text that looks like a number goes in double quotes within single ones: port='\"10809\"'."},
     {"events", "", ctl_events, 0, 0, "Prints events as they come, until interrupted."},
     {NULL, NULL, NULL, 0, 0, NULL},
