@@ -56,8 +56,9 @@ bool job_list_check_node(JobList *list, Node *node, GError **error)
     for (GList *l = list->jobs.head; l; l = l->next) {
         Job *job = l->data;
         if (g_ptr_array_find(job->nodes, node, NULL))
-            return error_set(error, "Node '%s' is busy: block device is in use by block job: %s", node->name,
-                             qapi_JobType_str(job->drv->type));
+            /* Queries do not show a filter that the job has put there: its name tells nobody anything. */
+            return error_set(error, "Node '%s' is busy: block device is in use by block job: %s",
+                             node_skip_implicit(node)->name, qapi_JobType_str(job->drv->type));
     }
     return true;
 }

@@ -97,10 +97,10 @@ class Resize(sd.Case):
         d = self.start('qcow2')
         d.cmd('drive-mirror', device='drive0', target=self.path('t.qcow2'), format='qcow2', sync='full', node_name='t')
         d.wait_ready('drive0')
-        for name in ({'device': 'drive0'}, {'node_name': 'n'}, {'node_name': 't'}):
+        for name, node in (({'device': 'drive0'}, 'n'), ({'node_name': 'n'}, 'n'), ({'node_name': 't'}, 't')):
             with self.subTest(name):
-                self.fails(d, 'is busy: block device is in use by block job: mirror', 'block_resize', size=2 * sd.MIB,
-                           **name)
+                self.fails(d, f"Node '{node}' is busy: block device is in use by block job: mirror", 'block_resize',
+                           size=2 * sd.MIB, **name)
         d.complete('drive0')
         d.cmd('block_resize', device='drive0', size=2 * sd.MIB)
         self.assertEqual(2 * sd.MIB, self.size(d, 't'))
