@@ -7,6 +7,7 @@ out.
 """
 import os
 import platform
+import random
 import shutil
 import statistics
 import sys
@@ -38,7 +39,8 @@ def measure(row, work):
     row.prepare(work)
     got = {p: [] for p in peers}
     for i in range(ROUNDS):
-        for p in peers[i % len(peers):] + peers[:i % len(peers)]:
+        # Not in the same order each time: on a disk it matters who was there before.
+        for p in random.Random(f'{row.name} {i}').sample(peers, len(peers)):
             got[p].append(row.measure(work, p))
             print(f'\r{row.name}: round {i + 1}/{ROUNDS}, {p}          ', end='', file=sys.stderr, flush=True)
     print('\r' + ' ' * 70 + '\r', end='', file=sys.stderr, flush=True)

@@ -373,9 +373,8 @@ void judge_co_run(Run *run, Tally *tally, unsigned states)
     size_t n;
 
     run_co_record(run);
-    /* Who found no space gives back what he had taken, but for qed, which cannot in the middle of its file. */
-    if (fault.happened && (fault.kind != FAULT_FULL || (run->w->format && !strcmp(run->w->format, "qed"))))
-        run->clean = false;
+    /* What failed may leak; but whoever finds no space for a snapshot gives back what it took. */
+    run->clean = run->clean && (!fault.happened || (run->w->faults && fault.kind == FAULT_FULL));
     fault = (Fault){0};
     base = run->base ? g_memdup2(run->base, run->size / SECTOR * 8) : g_new0(uint64_t, run->size / SECTOR);
     for (uint64_t s = 0; s < run->size / SECTOR && run->w->backing; s++)
