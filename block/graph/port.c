@@ -152,6 +152,12 @@ static int port_co_enter(Port *port, uint64_t offset, uint64_t bytes, bool write
     return 0;
 }
 
+static void port_let_out(Port *port)
+{
+    if (--port->in_flight == 0 && port->graph->drain_waiters.head)
+        graph_drain_kick(port->graph);
+}
+
 /* Counts the request and lets it out; @start in ns, @entered as port_co_enter() said. */
 static int port_leave(Port *port, StatKind kind, uint64_t bytes, int64_t start, bool entered, int ret)
 {
@@ -171,8 +177,8 @@ static int port_leave(Port *port, StatKind kind, uint64_t bytes, int64_t start, 
             stats->invalid[kind]++;
         }
     }
-    if (entered && --port->in_flight == 0 && port->graph->drain_waiters.head)
-        graph_drain_kick(port->graph);
+    if (entered)
+        port_let_out(port);
     return ret;
 }
 
@@ -257,16 +263,12 @@ int port_co_flush(Port *port)
 
 int port_co_block_status(Port *port, bool want_zero, uint64_t offset, uint64_t bytes, BlockStatus *ret, int *ret_depth)
 {
-    int r;
+    int r = port_co_enter(port, offset, bytes, false);
 
-    while (port->quiesced && port->queue_while_drained)
-        coqueue_co_wait(&port->waiting, NULL);
-    if (!port->child->node)
-        return -ENOMEDIUM;
-    port->in_flight++;
+    if (r < 0)
+        return r;
     r = node_co_block_status_above(port->child->node, NULL, want_zero, offset, bytes, ret, ret_depth);
-    if (--port->in_flight == 0)
-        graph_drain_kick(port->graph);
+    port_let_out(port);
     return r;
 }
 
