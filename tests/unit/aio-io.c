@@ -702,6 +702,68 @@ static void test_buffers(void **state)
         aio_buf_put(loop, many[i], 4 << 20);
 }
 
+#define N_LARGE       96
+#define LARGE_SIZE(i) ((size_t)1 << (17 + (i) % 4)) /* 128 KiB to 1 MiB */
+
+/* Large buffers share blocks: they do not overlap, are used again in any order, and what is too much to keep goes back.
+ */
+static void test_large_buffers(void **state)
+{
+    char *buf[N_LARGE];
+    for (int i = 0; i < N_LARGE; i++) {
+        buf[i] = aio_buf_get(loop, LARGE_SIZE(i));
+        assert_non_null(buf[i]);
+        assert_int_equal((uintptr_t)buf[i] % 4096, 0);
+        memset(buf[i], i, LARGE_SIZE(i));
+    }
+    for (int round = 0; round < 3; round++) { /* every third, each time in another order */
+        for (int i = round; i < N_LARGE; i += 3) {
+            for (size_t at = 0; at < LARGE_SIZE(i); at += 4095)
+                assert_int_equal((uint8_t)buf[i][at], i);
+            aio_buf_put(loop, buf[i], LARGE_SIZE(i));
+        }
+        for (int i = N_LARGE - 3 + round; i >= 0; i -= 3) {
+            buf[i] = aio_buf_get(loop, LARGE_SIZE(i));
+            memset(buf[i], i, LARGE_SIZE(i));
+        }
+    }
+    for (int i = 0; i < N_LARGE; i++)
+        aio_buf_put(loop, buf[i], LARGE_SIZE(i));
+    /* The one that was given back last comes first. */
+    void *one = aio_buf_get(loop, 256 << 10);
+    void *two = aio_buf_get(loop, 256 << 10);
+    aio_buf_put(loop, one, 256 << 10);
+    assert_ptr_equal(aio_buf_get(loop, 200 << 10), one);
+    aio_buf_put(loop, two, 256 << 10);
+    aio_buf_put(loop, one, 256 << 10);
+}
+
+#ifndef CONTEXT_ASAN
+static size_t resident_mib(void)
+{
+    unsigned long pages[2];
+    FILE *f = fopen("/proc/self/statm", "r");
+    assert_int_equal(fscanf(f, "%lu %lu", &pages[0], &pages[1]), 2);
+    fclose(f);
+    return pages[1] * (size_t)sysconf(_SC_PAGESIZE) >> 20;
+}
+
+static void test_large_buffers_go_back(void **state)
+{
+    enum { N = 256 };
+    void *buf[N];
+    const size_t before = resident_mib();
+    for (int i = 0; i < N; i++) {
+        buf[i] = aio_buf_get(loop, 1 << 20);
+        memset(buf[i], 1, 1 << 20);
+    }
+    assert_true(resident_mib() >= before + N);
+    for (int i = 0; i < N; i++)
+        aio_buf_put(loop, buf[i], 1 << 20);
+    assert_in_range(resident_mib(), before, before + 64 + 8);
+}
+#endif
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -724,6 +786,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_workers, setup, teardown),
         cmocka_unit_test_setup_teardown(test_workers_run_together, setup, teardown),
         cmocka_unit_test_setup_teardown(test_buffers, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_large_buffers, setup, teardown),
+#ifndef CONTEXT_ASAN
+        cmocka_unit_test_setup_teardown(test_large_buffers_go_back, setup, teardown),
+#endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
