@@ -41,6 +41,8 @@ struct NbdServer {
     size_t bytes;       /* of requests' buffers */
     NbdReq *free_reqs;
     unsigned n_free_reqs;
+    NbdInBuf *free_in_bufs;
+    unsigned n_free_in_bufs;
     Timer idle_timer; /* takes receive buffers from clients that fell silent */
     unsigned in_bufs; /* clients that hold one */
 };
@@ -57,6 +59,7 @@ struct NbdExport {
 
 /* A receive buffer. The structure lies at the beginning of its own memory. */
 struct NbdInBuf {
+    NbdInBuf *next;    /* in the pool */
     unsigned refs;     /* the client's, and one for each write whose data still stands here */
     size_t start, end; /* received and not yet parsed: offsets into data */
     uint8_t data[];
@@ -87,8 +90,9 @@ struct NbdClient {
     NbdReq *out_head, *out_tail;
     size_t out_bytes; /* queued */
     size_t out_sent;  /* of the first one, sent already */
+    size_t burst;     /* sent in this turn */
     TurnEnd turn_end;
-    bool sending; /* a coroutine waits for room in the socket */
+    bool sending; /* a coroutine waits for room in the socket, or for the next turn */
 };
 
 struct NbdReq {
@@ -142,7 +146,7 @@ bool nbd_req_alloc_extra(NbdReq *req, size_t size);
 /* What was to be written has been: its place in the receive buffer or its own buffer is free again. */
 void nbd_req_release_data(NbdReq *req);
 NbdInBuf *nbd_in_buf_new(NbdClient *client); /* NULL when memory is short */
-void nbd_in_buf_unref(Loop *loop, NbdInBuf *in);
+void nbd_in_buf_unref(NbdServer *server, NbdInBuf *in);
 void nbd_pool_free(NbdServer *server);
 
 /* nbd-transmit.c: runs a request, its data received, to its answer. */

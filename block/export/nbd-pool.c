@@ -4,8 +4,9 @@
 #include "block/aio/io.h"
 #include "block/export/nbd-int.h"
 
-/* Requests kept for reuse by a server. */
-#define KEEP_REQS 512
+/* Requests and receive buffers kept for reuse by a server. */
+#define KEEP_REQS    512
+#define KEEP_IN_BUFS 64
 
 NbdReq *nbd_req_new(NbdClient *client)
 {
@@ -36,7 +37,7 @@ void nbd_req_free(NbdReq *req)
     NbdServer *server = client->server;
 
     if (req->in)
-        nbd_in_buf_unref(client->loop, req->in);
+        nbd_in_buf_unref(server, req->in);
     aio_buf_put(client->loop, req->buf, req->buf_size);
     aio_buf_put(client->loop, req->extra, req->extra_size);
     aio_pipe_put(client->loop, req->pipe);
@@ -72,7 +73,7 @@ bool nbd_req_alloc_extra(NbdReq *req, size_t size)
 void nbd_req_release_data(NbdReq *req)
 {
     if (req->in) {
-        nbd_in_buf_unref(req->client->loop, req->in);
+        nbd_in_buf_unref(req->client->server, req->in);
         req->in = NULL;
     }
     aio_buf_put(req->client->loop, req->buf, req->buf_size);
@@ -80,10 +81,18 @@ void nbd_req_release_data(NbdReq *req)
     req->data = NULL;
 }
 
+/* Not from the loop's pool, whose large buffers lie in huge pages: most clients use little of theirs. */
 NbdInBuf *nbd_in_buf_new(NbdClient *client)
 {
-    NbdInBuf *in = aio_buf_get(client->loop, NBD_IN_BUF_SIZE);
+    NbdServer *server = client->server;
+    NbdInBuf *in = server->free_in_bufs;
 
+    if (in) {
+        server->free_in_bufs = in->next;
+        server->n_free_in_bufs--;
+    } else {
+        in = g_try_malloc(NBD_IN_BUF_SIZE);
+    }
     if (in) {
         in->refs = 1;
         in->start = in->end = 0;
@@ -91,10 +100,17 @@ NbdInBuf *nbd_in_buf_new(NbdClient *client)
     return in;
 }
 
-void nbd_in_buf_unref(Loop *loop, NbdInBuf *in)
+void nbd_in_buf_unref(NbdServer *server, NbdInBuf *in)
 {
-    if (--in->refs == 0)
-        aio_buf_put(loop, in, NBD_IN_BUF_SIZE);
+    if (--in->refs > 0)
+        return;
+    if (server->n_free_in_bufs < KEEP_IN_BUFS) {
+        in->next = server->free_in_bufs;
+        server->free_in_bufs = in;
+        server->n_free_in_bufs++;
+    } else {
+        g_free(in);
+    }
 }
 
 void nbd_pool_free(NbdServer *server)
@@ -106,4 +122,11 @@ void nbd_pool_free(NbdServer *server)
         g_free(req);
     }
     server->n_free_reqs = 0;
+    while (server->free_in_bufs) {
+        NbdInBuf *in = server->free_in_bufs;
+
+        server->free_in_bufs = in->next;
+        g_free(in);
+    }
+    server->n_free_in_bufs = 0;
 }

@@ -11,6 +11,13 @@
 
 /* A load: what has gathered is sent without waiting for the end of the turn, so that the client has work meanwhile. */
 #define LOAD_BYTES (128u * 1024)
+/*
+ * So much is sent at once, and what is left in the next turn, so that requests which come meanwhile are begun first. A
+ * disk's answers come together, and it rests until there is more to do: measured (256 KiB reads of a virtio disk past
+ * the page cache, 16 in flight, medians of 7), 9,000 a second where all that had come was answered first, 10,300 so;
+ * and 7,300 while no request was begun as long as answers waited for the socket (and buffers lay in small pages).
+ */
+#define BURST_BYTES (256u * 1024)
 /* Elements of one sendmsg. */
 #define SEND_IOVS 256
 
@@ -51,10 +58,10 @@ size_t nbd_put_simple(uint8_t *p, const NbdReq *req, uint32_t nbd_error)
     return NBD_SIMPLE_REPLY_SIZE;
 }
 
-/* Describes the next elements to send, up to an answer in a pipe; how many. */
+/* Describes the next elements to send, up to an answer in a pipe or the end of a burst; how many. */
 static int gather(const NbdClient *client, struct iovec *iov)
 {
-    size_t skip = client->out_sent;
+    size_t skip = client->out_sent, bytes = client->burst;
     int n = 0;
 
     for (const NbdReq *req = client->out_head; req && !req->pipe; req = req->next) {
@@ -63,10 +70,11 @@ static int gather(const NbdClient *client, struct iovec *iov)
                 skip -= req->iov[i].iov_len;
                 continue;
             }
-            if (n == SEND_IOVS)
+            if (n == SEND_IOVS || bytes >= BURST_BYTES)
                 return n;
             iov[n].iov_base = (char *)req->iov[i].iov_base + skip;
             iov[n].iov_len = req->iov[i].iov_len - skip;
+            bytes += iov[n].iov_len;
             skip = 0;
             n++;
         }
@@ -112,32 +120,39 @@ static ssize_t send_some(NbdClient *client)
     return n < 0 ? -errno : n;
 }
 
-/* Sends until the socket is full or there is no more: false when the socket is full. */
+/* Sends until there is no more: false when the socket is full or the burst over. */
 static bool send_all(NbdClient *client)
 {
     while (client->out_head && !client->closing) {
-        ssize_t n = send_some(client);
+        ssize_t n;
 
-        if (n >= 0)
-            advance(client, (size_t)n);
-        else if (n == -EAGAIN)
+        if (client->burst >= BURST_BYTES)
             return false;
-        else if (n != -EINTR)
+        n = send_some(client);
+        if (n >= 0) {
+            client->burst += (size_t)n;
+            advance(client, (size_t)n);
+        } else if (n == -EAGAIN) {
+            return false;
+        } else if (n != -EINTR) {
             nbd_client_close(client);
+        }
     }
     if (client->closing)
         drop_answers(client);
     return true;
 }
 
-/* The socket is full: waits for room, in a coroutine of its own, until everything has left. */
+/* The socket is full, or the burst over: waits for room or the next turn, in a coroutine of its own, until everything
+ * has left. */
 static void send_co_entry(void *opaque)
 {
     NbdClient *client = opaque;
 
-    do
+    do {
         aio_co_poll(client->fd, POLLOUT);
-    while (!send_all(client));
+        client->burst = 0;
+    } while (!send_all(client));
     client->sending = false;
     coqueue_wake_one(&client->slots);
 }
@@ -153,7 +168,10 @@ static void send_now(NbdClient *client)
 
 void nbd_reply_turn_end(void *opaque)
 {
-    send_now(opaque);
+    NbdClient *client = opaque;
+
+    send_now(client);
+    client->burst = 0;
 }
 
 void nbd_reply_iov(NbdReq *req)
@@ -168,8 +186,7 @@ void nbd_reply_iov(NbdReq *req)
     client->out_bytes += req->out_bytes;
     if (client->out_bytes >= LOAD_BYTES)
         send_now(client);
-    else
-        loop_at_turn_end(client->loop, &client->turn_end);
+    loop_at_turn_end(client->loop, &client->turn_end);
 }
 
 static void reply_head(NbdReq *req, size_t len)

@@ -417,6 +417,21 @@ class Requests(Nbd):
         r.sock.close()
         self.alive()
 
+    def test_requests_begin_while_answers_wait(self):
+        """A client that still takes answers in has its next requests begun: the disk need not rest meanwhile."""
+        r = self.raw().go()
+        for i in range(16):
+            r.send_request(READ, 0, 256 * sd.KIB)
+        r.send_request(WRITE, SIZE - 512, 512, b'w' * 512)
+        deadline = time.monotonic() + sd.TIMEOUT
+        with open(self.image, 'rb') as f:
+            while os.pread(f.fileno(), 512, SIZE - 512) != b'w' * 512:
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.01)
+        for i in range(17):
+            if r.reply()[0] <= 16:
+                r.recv(256 * sd.KIB)
+
     def test_half_closed(self):
         """What was asked before the client's end of transmission is answered yet."""
         r = self.raw().go()
