@@ -20,6 +20,15 @@
 #define INLINE_PAYLOAD (64u * 1024)
 /* How much of what follows is received together with such data. */
 #define READ_AHEAD 4096u
+/*
+ * A client that keeps so many requests under way is let gather some when all it asked for has been answered: a
+ * microsecond for each that it had under way, up to GATHER_MAX, before we wait for it. It takes longer than that to
+ * receive the answers and to ask anew, and to be woken for every request costs both sides. Measured (fio, null-co, 64
+ * in flight): 336,000 to 424,000 reads of 4 KiB a second, 2.1 to 1.1 us of our time each; 263,000 to 287,000 writes.
+ * With 8 in flight the pause would last longer than the client has work: 336,000 to 286,000 where it was 20 us.
+ */
+#define GATHER_DEPTH 12
+#define GATHER_MAX   20
 /* How often receive buffers are taken from clients that fell silent. */
 #define IDLE_NS INT64_C(1000000000)
 /*
@@ -166,6 +175,7 @@ void nbd_server_idle_tick(void *opaque)
         if (client->in_wait && !client->in_active)
             aio_cancel(client->reader);
         client->in_active = false;
+        client->depth = 0; /* of its next requests: to be seen */
     }
     if (server->in_bufs)
         timer_arm(&server->idle_timer, loop_now(server->loop, LOOP_CLOCK_REAL) + IDLE_NS);
@@ -224,6 +234,24 @@ static bool make_room(NbdClient *client)
     return true;
 }
 
+/* Receives into the empty buffer @buf. Where the client has many requests under way: many at once, see GATHER_DEPTH. */
+static ssize_t client_co_recv_requests(NbdClient *client, void *buf, size_t size)
+{
+    if (client->depth >= GATHER_DEPTH) {
+        ssize_t n = aio_co_recv(client->fd, buf, size, MSG_DONTWAIT);
+
+        if (n != -EAGAIN)
+            return n;
+        if (!client->n_reqs) {
+            int64_t pause = (int64_t)MIN(client->depth, GATHER_MAX) * 1000;
+
+            if (aio_co_sleep_until(LOOP_CLOCK_REAL, loop_now(client->loop, LOOP_CLOCK_REAL) + pause) < 0)
+                return -ECANCELED;
+        }
+    }
+    return aio_co_recv(client->fd, buf, size, 0);
+}
+
 /* Receives until @want bytes stand unparsed in the buffer. False: the client has left or is to be left. */
 static bool client_co_fill(NbdClient *client, size_t want)
 {
@@ -240,7 +268,8 @@ static bool client_co_fill(NbdClient *client, size_t want)
             return false;
         in = client->in;
         client->in_wait = !have;
-        n = aio_co_recv(client->fd, in->data + in->end, NBD_IN_BUF_DATA - in->end, 0);
+        n = have ? aio_co_recv(client->fd, in->data + in->end, NBD_IN_BUF_DATA - in->end, 0)
+                 : client_co_recv_requests(client, in->data + in->end, NBD_IN_BUF_DATA - in->end);
         client->in_wait = false;
         if (n > 0) {
             client->in_active = true;
@@ -371,6 +400,7 @@ static bool client_co_request(NbdClient *client)
     if (client->closing)
         return false;
     req = nbd_req_new(client);
+    client->depth = MAX(client->depth, client->n_reqs);
     req->cookie = cookie;
     req->offset = offset;
     req->len = len;

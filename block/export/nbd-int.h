@@ -84,6 +84,7 @@ struct NbdClient {
     bool in_active;   /* something came since the idle timer looked */
     CoQueue slots;    /* the reader, when too much is in flight; at the end, until nothing is */
     unsigned n_reqs;  /* not yet answered */
+    unsigned depth;   /* the most of them in the last second */
     size_t req_bytes; /* of their buffers */
 
     /* answering */
