@@ -151,6 +151,10 @@ $(BUILD)/tests/graph/test-%: $(BUILD)/obj/tests/graph/test-%.o $(GRAPH_HELPERS) 
 	@mkdir -p $(@D)
 	$(call say,LINK $@)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
+$(BUILD)/tests/bench/ceiling: $(BUILD)/obj/tests/bench/ceiling.o
+	@mkdir -p $(@D)
+	$(call say,LINK $@)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^
 # A fuzz target is tests/fuzz/STOREY-NAME.c with LLVMFuzzerTestOneInput() and a corpus in tests/fuzz/corpus/STOREY-NAME/.
 # Everywhere it is linked with a main() that replays the corpus; `make fuzz` links libFuzzer instead.
 FUZZ_TESTS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/fuzz/*-*.c))
@@ -231,7 +235,7 @@ demo:
 	+@$(SUBMAKE) --silent all
 	@BUILD=$(BUILD) $(PYTHON) tests/demo/demo.py
 
-bench:
+bench: $(BUILD)/tests/bench/ceiling
 	+@$(SUBMAKE) --silent all
 	@BUILD=$(BUILD) ROWS='$(ROWS)' $(PYTHON) tests/bench/bench.py
 

@@ -5,7 +5,8 @@ from xml.sax.saxutils import escape
 
 LABEL, PLOT, BAR, GAP, TOP = 190, 520, 9, 8, 46
 LOW, HIGH = 1 / 4, 64
-COLOURS = {'qsd': '#3367a6', 'nbdkit': '#7a4fa3', 'fio': '#8a8a8a', 'cp': '#8a8a8a', 'dd': '#8a8a8a', 'echo': '#8a8a8a'}
+COLOURS = {'qsd': '#3367a6', 'nbdkit': '#7a4fa3', 'fio': '#8a8a8a', 'cp': '#8a8a8a', 'dd': '#8a8a8a', 'echo': '#8a8a8a',
+           'ceiling': '#8a8a8a'}
 OTHER = '#8a8a8a'
 
 

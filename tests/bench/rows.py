@@ -14,7 +14,7 @@ import threading
 import time
 
 import servers
-from servers import NBDKIT, OURS, OWN_RAW, QSD, sd
+from servers import CEILING, NBDKIT, OURS, OWN_RAW, QSD, sd
 
 RUNTIME = float(os.environ.get('RUNTIME', '2'))  # of one fio run, seconds
 FILE_SIZE = sd.GIB
@@ -72,7 +72,7 @@ class Fio(Row):
 
     def image(self, work, peer):
         """A peer's own copy, so that none reads what another wrote."""
-        if self.fmt == 'null':
+        if self.fmt == 'null' or peer == CEILING:
             return None
         path = work.path(self.place, f'{peer}.{self.fmt}')
         if not os.path.exists(path):
@@ -98,7 +98,7 @@ class Fio(Row):
 
     def verify(self, work, peer):
         """Once, untimed: what is written over NBD is what is read back, every block of it."""
-        if self.fmt != 'null' and peer != 'fio' and 'write' in self.rw:
+        if self.fmt != 'null' and peer not in ('fio', CEILING) and 'write' in self.rw:
             with servers.nbd(peer, self.fmt, self.image(work, peer), self.direct) as uri:
                 self.fio('--ioengine=nbd', f'--uri={uri}', '--verify=crc32c', '--do_verify=1', '--verify_fatal=1',
                          '--verify_state_save=0', more=(f'--io_size={64 * sd.MIB}',))
@@ -312,15 +312,17 @@ class Idle(Row):
 
 
 def nbd_rows():
-    yield Fio('nbd-null-randread', fmt='null', goal='>= 1.4x the better peer')
-    yield Fio('nbd-null-randwrite', fmt='null', rw='randwrite', goal='>= 1.4x the better peer')
-    yield Fio('nbd-raw-randread-q64', goal='>= 3.5x qsd, >= 1.7x nbdkit')
-    yield Fio('nbd-raw-randwrite-q64', rw='randwrite', goal='>= 2.7x qsd, >= 1.2x nbdkit')
+    client = dict(peers=(OURS, QSD, NBDKIT, CEILING))  # who limits these is fio
+    yield Fio('nbd-null-randread', fmt='null', goal='>= 1.4x the better peer', **client)
+    yield Fio('nbd-null-randwrite', fmt='null', rw='randwrite', goal='>= 1.4x the better peer', **client)
+    yield Fio('nbd-raw-randread-q64', goal='>= 3.5x qsd, >= 1.7x nbdkit', **client)
+    yield Fio('nbd-raw-randwrite-q64', rw='randwrite', goal='>= 2.7x qsd, >= 1.2x nbdkit', **client)
     yield Fio('nbd-raw-randread-q1', depth=1, goal='>= 1.7x qsd, >= 1.1x nbdkit')
     yield Fio('nbd-raw-read-256k-q16', rw='read', bs='256k', depth=16, goal='>= 2x qsd, >= 1x nbdkit')
     yield Fio('nbd-raw-write-256k-q16', rw='write', bs='256k', depth=16, goal='>= 2x qsd, >= 1x nbdkit')
-    yield Fio('nbd-qcow2-randread-q64', fmt='qcow2', peers=(OURS, QSD), goal='>= 3x qsd')
-    yield Fio('nbd-qcow2-randwrite-q64', fmt='qcow2', rw='randwrite', peers=(OURS, QSD), goal='>= 2.5x qsd')
+    yield Fio('nbd-qcow2-randread-q64', fmt='qcow2', peers=(OURS, QSD, CEILING), goal='>= 3x qsd')
+    yield Fio('nbd-qcow2-randwrite-q64', fmt='qcow2', rw='randwrite', peers=(OURS, QSD, CEILING),
+              goal='>= 2.5x qsd')
     yield FioBesideRaw('nbd-qcow2-beside-raw-randread-q64')
     yield FioBesideRaw('nbd-qcow2-beside-raw-randwrite-q64', rw='randwrite')
     yield FioAllocating('nbd-qcow2-alloc-randwrite-q64', goal='>= 1.5x qsd')

@@ -11,7 +11,9 @@ import sd
 
 OURS, QSD, NBDKIT = 'ours', 'qsd', 'nbdkit'
 OWN_RAW = 'own raw'  # ours, with raw instead of the format that the row is about
-PROGRAMS = {OURS: sd.DAEMON, OWN_RAW: sd.DAEMON, QSD: shutil.which('qemu-storage-daemon'), NBDKIT: shutil.which('nbdkit')}
+CEILING = 'ceiling'  # ceiling.c: no work at all, so what fio itself can reach
+PROGRAMS = {OURS: sd.DAEMON, OWN_RAW: sd.DAEMON, QSD: shutil.which('qemu-storage-daemon'), NBDKIT: shutil.which('nbdkit'),
+            CEILING: os.path.join(sd.BUILD, 'tests/bench/ceiling')}
 
 
 def installed(peer):
@@ -58,19 +60,23 @@ def daemon(peer, *options):
 @contextlib.contextmanager
 def nbd(peer, fmt, path=None, direct=False):
     """Serves an image over NBD on a unix socket: the URI."""
-    if peer != NBDKIT:
+    if peer not in (NBDKIT, CEILING):
         with daemon(peer, *blockdevs('n', fmt, path, direct)) as d:
             yield d.export('n', 'x', writable=True)
         return
     tmp = sd.tempfile.mkdtemp(prefix='sd-bench-')
     socket = f'{tmp}/s'
-    plugin = ['null', f'size={1 << 30}'] if fmt == 'null' else ['file', path]
-    p = subprocess.Popen(['nbdkit', '-f', '-U', socket, '-e', 'x', *plugin], stdin=subprocess.DEVNULL)
+    if peer == CEILING:
+        argv = [PROGRAMS[peer], socket, 'hole' if fmt == 'null' else 'data']
+    else:
+        argv = ['nbdkit', '-f', '-U', socket, '-e', 'x']
+        argv += ['null', f'size={1 << 30}'] if fmt == 'null' else ['file', path]
+    p = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + sd.TIMEOUT
         while not os.path.exists(socket):
             if p.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError('nbdkit does not start')
+                raise AssertionError(f'{peer} does not start')
             time.sleep(0.01)
         yield sd.nbd_uri(socket, 'x')
     finally:
