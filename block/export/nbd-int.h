@@ -92,6 +92,7 @@ struct NbdClient {
     size_t out_bytes; /* queued */
     size_t out_sent;  /* of the first one, sent already */
     size_t burst;     /* sent in this turn */
+    unsigned n_pipes; /* of answers in the queue */
     TurnEnd turn_end;
     bool sending; /* a coroutine waits for room in the socket, or for the next turn */
 };

@@ -40,6 +40,8 @@ void nbd_req_free(NbdReq *req)
         nbd_in_buf_unref(server, req->in);
     aio_buf_put(client->loop, req->buf, req->buf_size);
     aio_buf_put(client->loop, req->extra, req->extra_size);
+    if (req->pipe)
+        client->n_pipes--;
     aio_pipe_put(client->loop, req->pipe);
     client->req_bytes -= req->charge;
     server->bytes -= req->charge;

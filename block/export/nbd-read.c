@@ -15,7 +15,13 @@
 #include <errno.h>
 
 /* Reads of at least this much are long; for less, asking for holes costs more. */
-#define LONG_READ (64u * 1024)
+/*
+ * Of the loop's pipes for answers that wait for one client's socket: who does not read leaves others some. Measured
+ * (256 KiB reads, 16 in flight, medians of 7 by turns): 18,800 a second without this limit, 19,000 with 12, 16,900 with
+ * 8; in another run 21,000 without and 16,200 with 4.
+ */
+#define CLIENT_PIPES 12
+#define LONG_READ    (64u * 1024)
 /* A hole shorter than this is sent as data: a chunk costs more than it saves. */
 #define HOLE_MIN (4u * 1024)
 /* Chunks of one answer; the last one takes the rest as data. */
@@ -110,7 +116,8 @@ static bool read_co_pages(NbdReq *req, const Sparse *s)
     AioPipe *pipe;
     int ret = 0;
 
-    if (!req->client->takes_pages || req->len > AIO_PIPE_MAX || !node_has_pages(port_node(nbd_req_port(req))))
+    if (!req->client->takes_pages || req->client->n_pipes >= CLIENT_PIPES || req->len > AIO_PIPE_MAX ||
+        !node_has_pages(port_node(nbd_req_port(req))))
         return false;
     pipe = aio_pipe_get(loop);
     if (!pipe)

@@ -242,6 +242,7 @@ void nbd_reply_data(NbdReq *req)
 void nbd_reply_pipe(NbdReq *req, AioPipe *pipe)
 {
     req->pipe = pipe;
+    req->client->n_pipes++;
     req->out_bytes = aio_pipe_bytes(pipe);
     nbd_reply_iov(req);
 }

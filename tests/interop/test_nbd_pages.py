@@ -119,6 +119,17 @@ class Connections(Pages):
         for r, c in zip(clients, cookies):
             self.assertEqual([self.content[i * BLOCK:(i + 1) * BLOCK] for i in range(4)], self.answers(r, c))
 
+    def test_answers_not_read(self):
+        """There are few pipes: a client that takes no answers does not keep them all."""
+        r = self.raw()
+        before = self.pipes()
+        r.sock.settimeout(1)
+        with self.assertRaises(TimeoutError):
+            for _ in range(5000):
+                r.send_request(READ, 0, BLOCK // 2)
+        self.assertLessEqual(self.pipes() - before, 2 * 12)  # of 16, both ends of each
+        self.assertEqual(self.content[:BLOCK], self.raw().read(0, BLOCK))
+
     def test_client_leaves(self):
         """Pipes with answers that nobody will read are given up."""
         for _ in range(30):
