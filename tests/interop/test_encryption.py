@@ -20,16 +20,6 @@ MATRIX = (
 )
 
 
-def qemu_img(*args):
-    """Once more when it cannot measure."""
-    for last in (False,) * 7 + (True,):
-        p = sd.qemu_img(*args, check=False)
-        if p.returncode == 0:
-            return p
-        if last or 'CPU usage' not in p.stderr:
-            raise AssertionError(f'qemu-img {args}: {p.stderr}')
-
-
 class Encryption(sd.Case):
     def options(self, path, encrypt='luks'):
         """Of the image, for --image-opts."""
@@ -88,7 +78,7 @@ class Encryption(sd.Case):
         return data
 
     def convert(self, path, options):
-        qemu_img('convert', '--object', OBJECT, '-f', 'raw', '-O', 'qcow2', '-o', options, self.path('source.raw'), path)
+        sd.qemu_img('convert', '--object', OBJECT, '-f', 'raw', '-O', 'qcow2', '-o', options, self.path('source.raw'), path)
 
     def test_luks(self):
         for i, (cipher, mode, ivgen, ivhash, hash_alg) in enumerate(MATRIX):

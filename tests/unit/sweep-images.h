@@ -153,7 +153,7 @@ static void create_image(const char *name, bool backing)
         static Template made[2];
         g_autofree char *path = in_folder(name);
         for (unsigned i = 0; !made[backing].data; i++) {
-            shell_must(i < 8 ? 3 : 1, "qemu-img create -q --object secret,id=k,data=k -f qcow2 %s %s 256k || rm -f %s",
+            shell_must(i < 49 ? 3 : 1, "qemu-img create -q --object secret,id=k,data=k -f qcow2 %s %s 256k || rm -f %s",
                        words, name, name);
             g_file_get_contents(path, &made[backing].data, &made[backing].len, NULL);
         }
