@@ -117,6 +117,8 @@ static int write_co_durably(Node *node, uint64_t offset, uint64_t bytes, const I
 
 int file_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags)
 {
+    if (G_UNLIKELY(offset + bytes > node->size))
+        file_co_make_room(node->state, offset + bytes);
     if (G_UNLIKELY(flags & REQ_FUA) && !node->flags.cache_no_flush)
         return write_co_durably(node, offset, bytes, vec, vec_offset);
     return write_co_vec(node, offset, bytes, vec, vec_offset, 0);

@@ -63,6 +63,23 @@ static int grow_co_to(FileState *s, uint64_t end)
     return ret;
 }
 
+/*
+ * With O_DIRECT, file systems let writes that lengthen a file wait for each other, those inside it not. So one request
+ * makes the file longer for all that wait, before any of them writes.
+ */
+void file_co_make_room(FileState *s, uint64_t end)
+{
+    if (!s->direct || s->device || s->no_fallocate || present_size(s) >= end)
+        return;
+    s->grow_to = u64_max(s->grow_to, end);
+    comutex_co_lock(&s->grow_lock);
+    end = s->grow_to;
+    s->grow_to = 0;
+    if (end)
+        grow_co_to(s, end);
+    comutex_unlock(&s->grow_lock);
+}
+
 static int zero_co_device(FileState *s, uint64_t offset, uint64_t bytes, ReqFlags flags)
 {
     if (!is_aligned(offset | bytes, s->block_size))

@@ -31,6 +31,10 @@ typedef struct FileState {
     bool no_seek;                  /* no SEEK_DATA: all is data */
     CoMutex seek_lock;             /* of slow ones: one look-up at a time */
     uint64_t data_start, data_end; /* empty: start == end */
+
+    /* Writes past the end: one of them lengthens the file, for all that have come by then. */
+    CoMutex grow_lock;
+    uint64_t grow_to; /* bytes; 0: nothing since the last time */
 } FileState;
 
 /* ---- file-lock.c ------------------------------------------------------------------------------------------------ */
@@ -72,6 +76,9 @@ int file_co_copy_from(Node *node, uint64_t offset, uint64_t bytes, Node *source,
 
 int file_co_pwrite_zeroes(Node *node, uint64_t offset, uint64_t bytes, ReqFlags flags);
 int file_co_pdiscard(Node *node, uint64_t offset, uint64_t bytes);
+/* Lengthens a file with O_DIRECT ahead of a write that ends at @end (bytes). Should it fail, the write is to say why.
+ */
+void file_co_make_room(FileState *s, uint64_t end);
 bool file_co_truncate(Node *node, uint64_t size, bool exact, PreallocMode prealloc, ReqFlags flags, GError **error);
 /* Brings the regular file @fd from @old to @size bytes. @ret_what: "resize file" or the like, for the error text. */
 int file_co_resize(int fd, uint64_t old, uint64_t size, PreallocMode prealloc, const char **ret_what);

@@ -1,9 +1,12 @@
 /* The file driver: options, data, zeroes and holes, size, creation, and the failures that must not be forgotten. */
 #include "block/aio/io.h"
 #include "block/drivers/file.h"
+#include "block/graph/io.h"
 #include "block/util/bytes.h"
 #include "drivers-common.h"
+#include <signal.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 enum { KIB = 1024, MIB = 1024 * 1024 };
 #define RW (PERM_CONSISTENT_READ | PERM_WRITE | PERM_RESIZE)
@@ -150,6 +153,86 @@ static void direct_co_body(void)
     assert_all(aligned, 8192 - s->mem_align, 0x78);
     assert_all(aligned + 64 * KIB, s->mem_align, 0x78);
     port_co_free(port);
+    node_co_unref(node);
+}
+
+/* As a format does with its file: only such a parent may write past the end. */
+static int append_co_write(Port *port, uint64_t offset, size_t bytes, uint8_t value, ReqFlags flags)
+{
+    g_autofree void *memory = NULL;
+    struct iovec iov = {.iov_len = bytes};
+    IoVec vec = {.iov = &iov, .n = 1, .size = bytes};
+
+    assert_int_equal(posix_memalign(&memory, 4096, bytes), 0);
+    iov.iov_base = memset(memory, value, bytes);
+    return child_co_pwritev(port->child, offset, bytes, &vec, 0, flags);
+}
+
+typedef struct Append {
+    Port *port;
+    unsigned next, done; /* parts that were begun, that were written */
+    CoQueue wait;
+} Append;
+
+enum { PARTS = 16, PART = 64 * 1024 };
+
+static void append_co_entry(void *opaque)
+{
+    Append *a = opaque;
+    unsigned i = (a->next++ * 7 + 3) % PARTS; /* in no order */
+
+    assert_int_equal(append_co_write(a->port, 4096 + (uint64_t)i * PART, PART, (uint8_t)(i + 1), i % 2 ? REQ_FUA : 0),
+                     0);
+    if (++a->done == PARTS)
+        coqueue_wake_all(&a->wait);
+}
+
+/* O_DIRECT, many writes past the end at once: the file ends where the last of them does, and afterwards where it is
+ * cut. What cannot grow says so, and the file goes on. */
+DRIVERS_TEST(direct_past_the_end)
+static void direct_past_the_end_co_body(void)
+{
+    g_autofree char *path = make_file("a", 4096, 0x55);
+    g_autoptr(GError) error = NULL;
+    g_autofree char *json = g_strdup_printf("{'driver':'file','filename':'%s','cache':{'direct':true}}", path);
+    Node *node = open_co_json(json, &error);
+    struct rlimit limit, small;
+    struct stat st;
+    Append a = {0};
+
+    if (!node) {
+        assert_non_null(strstr(error->message, "does not support O_DIRECT"));
+        skip();
+    }
+    a.port = port_co_open(node, RW, PERM_ALL);
+    for (unsigned i = 0; i < PARTS; i++)
+        coroutine_start(loop, append_co_entry, &a);
+    if (a.done < PARTS)
+        coqueue_co_wait(&a.wait, NULL);
+    assert_int_equal(port_size(a.port), 4096 + PARTS * PART);
+    size_t size;
+    g_autofree uint8_t *all = file_bytes(path, &size);
+    assert_int_equal(size, 4096 + PARTS * PART);
+    assert_all(all, 4096, 0x55);
+    for (unsigned i = 0; i < PARTS; i++)
+        assert_all(all + 4096 + (size_t)i * PART, PART, (uint8_t)(i + 1));
+
+    assert_true(port_co_truncate(a.port, 4096, true, PREALLOC_MODE_OFF, 0, NULL));
+    assert_int_equal(append_co_write(a.port, 4096, 4096, 1, 0), 0);
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_size, 8192);
+
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &limit), 0);
+    small = (struct rlimit){.rlim_cur = 8192, .rlim_max = limit.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    assert_int_equal(append_co_write(a.port, 8192, 8192, 1, 0), -EFBIG);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_size, 8192);
+    assert_int_equal(append_co_write(a.port, 8192, 8192, 1, 0), 0);
+    assert_int_equal(port_size(a.port), 16384);
+    port_co_free(a.port);
     node_co_unref(node);
 }
 
@@ -458,6 +541,7 @@ int main(void)
         cmocka_unit_test(data),
         cmocka_unit_test(ends),
         cmocka_unit_test(direct),
+        cmocka_unit_test(direct_past_the_end),
         cmocka_unit_test(holes),
         cmocka_unit_test(holes_in_memory),
         cmocka_unit_test(zeroes),
