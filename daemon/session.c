@@ -109,6 +109,7 @@ static void writer_co_entry(void *opaque)
     }
     s->writer = NULL;
     coqueue_wake_all(&s->on_sent);
+    loop_expect(s->ctx.daemon->loop);
 }
 
 static void send_out(void *opaque)

@@ -72,6 +72,10 @@ struct Loop {
     unsigned copies;   /* of memory files on worker threads, see io.c */
     CoQueue copy_done; /* who waits to begin one */
 
+    bool expecting;   /* loop_expect() in this turn */
+    unsigned luck;    /* how well it went lately, up to LUCK_MAX */
+    unsigned unlucky; /* turns without a try */
+
     Coroutine *pool;
     unsigned pooled; /* how many in pool */
     unsigned live;   /* started and not ended */
@@ -83,6 +87,7 @@ struct Loop {
     bool wake_pending; /* atomic: wake_fd has been written to and not yet read */
 
     Workers *workers;
+    unsigned working; /* coroutines that wait for them */
     BufPool *bufs;
     struct AioPipe *pipes; /* those kept */
     unsigned n_pipes;      /* in use, too */
@@ -99,7 +104,9 @@ struct io_uring_sqe *loop_sqe(Loop *loop);
 /* Gets the loop out of its wait. Any thread, async-signal-safe. */
 void loop_wake(Loop *loop);
 
-/* timer.c: reads the clocks; fires what is due; the ns until the next one is (0: now), -1 when none is armed. */
+/* timer.c: CLOCK_MONOTONIC; reads the clocks; fires what is due; the ns until the next one is (0: now), -1 when none is
+ * armed. */
+int64_t clock_ns(void);
 void timers_update(Loop *loop);
 void timers_fire(Loop *loop);
 int64_t timers_wait_ns(Loop *loop);

@@ -21,16 +21,26 @@
  * more often.
  */
 #define SQ_ENTRIES_MIN 32
+/*
+ * loop_expect(): how long to look out; not with a timer so near, which would be late; a try for so many turns where
+ * luck has run out. Measured (fio, 4 KiB reads of a tmpfs file, one at a time): 75,000 a second where being woken for
+ * each makes it 57,000, nbdkit 52,000; 12.4 us of our time a request instead of 7.5, as much as nbdkit's.
+ */
+#define LOOK_OUT_NS   20000
+#define TIMER_NEAR_NS 1000000
+#define LUCK_MAX      8
+#define LUCK_TRIES    64
 
 static int ring_init_sized(struct io_uring *ring, unsigned entries)
 {
     /*
      * What spares interrupts and locks: one thread submits, and the kernel leaves completion work until that thread
-     * asks. Older kernels know fewer of these flags.
+     * asks; that there is some, a flag in memory says. Older kernels know fewer of these.
      */
     static const unsigned flags[] = {
-        IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN,
-        IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN,
+        IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN |
+            IORING_SETUP_TASKRUN_FLAG,
+        IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
         0,
     };
     int ret = -EINVAL;
@@ -267,14 +277,46 @@ static void run_turn_ends(Loop *loop)
     }
 }
 
+void loop_expect(Loop *loop)
+{
+    loop->expecting = true;
+}
+
+/*
+ * Submits, and looks for @wait ns (-1: no timer) whether anything comes; true when it did. That is seen in memory: no
+ * system call, no lock that whoever sends would wait for. With one processor it could only be in the way, and so it
+ * would be of workers.
+ */
+static bool look_out(Loop *loop, int64_t wait)
+{
+    const bool expecting = loop->expecting;
+    loop->expecting = false;
+    if (!expecting || loop->working || loop->processors < 2 || (wait >= 0 && wait < TIMER_NEAR_NS) ||
+        (!loop->luck && ++loop->unlucky % LUCK_TRIES))
+        return false;
+    submit_check(io_uring_submit(&loop->ring));
+    const int64_t until = clock_ns() + LOOK_OUT_NS;
+    bool came;
+    do
+        came = __atomic_load_n(loop->ring.sq.kflags, __ATOMIC_RELAXED) || io_uring_cq_ready(&loop->ring);
+    while (!came && clock_ns() < until);
+    if (came)
+        loop->luck = MIN(loop->luck + 1, LUCK_MAX);
+    else if (loop->luck)
+        loop->luck--;
+    return came;
+}
+
 static void submit_and_wait(Loop *loop)
 {
     if (!loop->wake_armed)
         wake_arm(loop);
     const bool stop = __atomic_load_n(&loop->stop, __ATOMIC_SEQ_CST);
     const bool more = loop->ready.head || loop->ready_next.head || loop->turn_end_head;
-    const int64_t wait = stop || more ? 0 : timers_wait_ns(loop);
+    int64_t wait = stop || more ? 0 : timers_wait_ns(loop);
     int ret;
+    if (look_out(loop, wait))
+        wait = 0;
     if (wait < 0) {
         ret = io_uring_submit_and_wait(&loop->ring, 1);
     } else if (wait == 0) {

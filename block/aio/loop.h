@@ -3,7 +3,8 @@
  *
  * A turn: reap completions, each resumes its coroutine; run the ready queue (woken coroutines) until it is empty;
  * fire due timers; run the turn-end callbacks (e.g. "send all replies collected in this turn"); submit everything
- * queued and wait, in a single io_uring_enter. LAW 2: depth one, no nested loop.
+ * queued and wait, in a single io_uring_enter (another one where loop_expect() says so). LAW 2: depth one, no nested
+ * loop.
  *
  * Everything here belongs to the loop's own thread, except loop_stop(), which may also be called from a signal
  * handler or another thread.
@@ -29,6 +30,13 @@ void loop_run(Loop *loop);
 
 /* Makes loop_run() return at the end of the present turn. Any thread, async-signal-safe. */
 void loop_stop(Loop *loop);
+
+/*
+ * Something is likely to come within microseconds: a client's next request after an answer that has just been sent. If
+ * there is nothing else to do at the end of this turn, the loop looks out for it for a moment before it sleeps; to be
+ * woken costs both sides more than that. Where nothing came in time, again and again, it seldom tries.
+ */
+void loop_expect(Loop *loop);
 
 /* The clocks of a loop, in ns. */
 typedef enum LoopClock {

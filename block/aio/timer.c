@@ -92,7 +92,7 @@ void timers_fire(Loop *loop)
     }
 }
 
-static int64_t clock_ns(void)
+int64_t clock_ns(void)
 {
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);

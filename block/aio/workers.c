@@ -151,7 +151,9 @@ int aio_co_worker(WorkerFn *fn, void *opaque)
     w->queued++;
     pthread_cond_signal(&w->work);
     pthread_mutex_unlock(&w->lock);
+    loop->working++;
     co_suspend(self, CO_WORKER);
+    loop->working--;
     return item.result;
 }
 

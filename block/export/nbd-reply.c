@@ -172,6 +172,8 @@ void nbd_reply_turn_end(void *opaque)
 
     send_now(client);
     client->burst = 0;
+    if (!client->n_reqs)
+        loop_expect(client->loop);
 }
 
 void nbd_reply_iov(NbdReq *req)

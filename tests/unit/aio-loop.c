@@ -1,10 +1,13 @@
 /* The loop: timers on both clocks, turn-end callbacks, stopping from elsewhere. */
 #include "block/aio/coroutine.h"
+#include "block/aio/internal.h"
+#include "block/aio/io.h"
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 #include <cmocka.h>
@@ -288,6 +291,67 @@ static void test_wake_at_turn_end(void **state)
     assert_int_equal(coroutine_count(loop), 0);
 }
 
+static void *echo_thread(void *opaque)
+{
+    int fd = GPOINTER_TO_INT(opaque);
+    char c;
+    while (read(fd, &c, 1) == 1 && write(fd, &c, 1) == 1)
+        if (c % 16 == 0)
+            g_usleep(50);
+    close(fd);
+    return NULL;
+}
+
+static void ask_co_entry(void *opaque)
+{
+    int fd = GPOINTER_TO_INT(opaque);
+    for (unsigned i = 0; i < 2000; i++) {
+        char ask = (char)i, answer = (char)(i + 1);
+        loop_expect(loop);
+        assert_int_equal(write(fd, &ask, 1), 1);
+        assert_int_equal(aio_co_recv(fd, &answer, 1, 0), 1);
+        assert_int_equal(answer, ask);
+    }
+    loop_stop(loop);
+}
+
+/* Answers that come at once, and some that take longer than is looked out for. */
+static void test_expected(void **state)
+{
+    int fds[2];
+    pthread_t thread;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
+    assert_int_equal(pthread_create(&thread, NULL, echo_thread, GINT_TO_POINTER(fds[1])), 0);
+    coroutine_start(loop, ask_co_entry, GINT_TO_POINTER(fds[0]));
+    loop_run(loop);
+    assert_int_equal(coroutine_count(loop), 0);
+    close(fds[0]);
+    pthread_join(thread, NULL);
+}
+
+static void wait_in_vain_co_entry(void *opaque)
+{
+    for (unsigned i = 0; i < 20; i++) {
+        int64_t until = loop_now(loop, LOOP_CLOCK_REAL) + 2000000;
+        loop_expect(loop);
+        assert_int_equal(aio_co_sleep_until(LOOP_CLOCK_REAL, until), 0);
+        assert_true(loop_now(loop, LOOP_CLOCK_REAL) >= until);
+    }
+    loop_stop(loop);
+}
+
+/* What does not come is not looked out for again and again. */
+static void test_expected_in_vain(void **state)
+{
+    loop->processors = 2;
+    loop->luck = 8;
+    coroutine_start(loop, wait_in_vain_co_entry, NULL);
+    loop_run(loop);
+    assert_int_equal(loop->luck, 0);
+    assert_true(loop->unlucky > 0);
+    assert_false(loop->expecting);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -300,6 +364,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_stop_from_thread, setup, teardown),
         cmocka_unit_test_setup_teardown(test_stop_from_signal, setup, teardown),
         cmocka_unit_test_setup_teardown(test_wake_at_turn_end, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_expected, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_expected_in_vain, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
