@@ -282,6 +282,16 @@ void loop_expect(Loop *loop)
     loop->expecting = true;
 }
 
+/* For a few dozen cycles the processor's other thread, where it has one, gets all of the core. */
+static void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
 /*
  * Submits, and looks for @wait ns (-1: no timer) whether anything comes; true when it did. That is seen in memory: no
  * system call, no lock that whoever sends would wait for. With one processor it could only be in the way, and so it
@@ -297,9 +307,10 @@ static bool look_out(Loop *loop, int64_t wait)
     submit_check(io_uring_submit(&loop->ring));
     const int64_t until = clock_ns() + LOOK_OUT_NS;
     bool came;
-    do
+    do {
+        relax();
         came = __atomic_load_n(loop->ring.sq.kflags, __ATOMIC_RELAXED) || io_uring_cq_ready(&loop->ring);
-    while (!came && clock_ns() < until);
+    } while (!came && clock_ns() < until);
     if (came)
         loop->luck = MIN(loop->luck + 1, LUCK_MAX);
     else if (loop->luck)
