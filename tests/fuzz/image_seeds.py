@@ -8,11 +8,12 @@ What needs an image's name in the corpus to mean something is made here; scripts
 import os
 import random
 import struct
-import subprocess
 import sys
 import tempfile
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'interop'))
+TESTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..')
+sys.path[:0] = [os.path.join(TESTS, 'interop'), os.path.join(TESTS, 'iotests')]
+import sd  # pylint: disable=wrong-import-position
 from broken_images import COPIED, OFFSET, Image  # pylint: disable=wrong-import-position
 
 SECRET = ('--object', 'secret,id=k,data=k')
@@ -22,21 +23,14 @@ SMALL_CACHES, READ_ONLY_FIRST, LONGER = 1, 2, 8
 EXT_CRYPTO = 0x0537be77
 
 
-def run(*args):
-    for last in (False,) * 49 + (True,):  # on a busy machine qemu-img cannot always measure LUKS's cost
-        p = subprocess.run(args, stdout=subprocess.DEVNULL, stderr=None if last else subprocess.DEVNULL, check=last)
-        if p.returncode == 0:
-            return
-
-
 def create(path, size, fmt='qcow2', **options):
     o = ','.join(f'{k.replace("__", ".").replace("_secret", "-secret").replace("iter_time", "iter-time")}={v}'
                  for k, v in options.items())
-    run('qemu-img', 'create', '-q', *SECRET, '-f', fmt, *(['-o', o] if o else []), path, size)
+    sd.qemu_img('create', '-q', *SECRET, '-f', fmt, *(['-o', o] if o else []), path, size)
 
 
 def io(path, *commands):
-    run('qemu-io', '-f', 'qcow2', *[x for c in commands for x in ('-c', c)], path)
+    sd.run('qemu-io', '-f', 'qcow2', *[x for c in commands for x in ('-c', c)], path)
 
 
 def luks_header(path, cipher, mode, ivgen, digest):
@@ -44,7 +38,7 @@ def luks_header(path, cipher, mode, ivgen, digest):
     o = f'key-secret=k,iter-time=1,cipher-alg={cipher},cipher-mode={mode},ivgen-alg={ivgen},hash-alg={digest}'
     if ivgen == 'essiv':
         o += ',ivgen-hash-alg=sha256'
-    run('qemu-img', 'create', '-q', *SECRET, '-f', 'luks', '-o', o, path, '4k')
+    sd.qemu_img('create', '-q', *SECRET, '-f', 'luks', '-o', o, path, '4k')
     with open(path, 'rb') as f:
         data = bytearray(f.read())
     first, = struct.unpack_from('>I', data, 208 + 40)
@@ -117,10 +111,10 @@ class Seeds:
         for name, cluster, granularities in (('4k', 4096, (512, 4096, 65536)), ('512', 512, (512, 65536))):
             create(self.image, '1M', cluster_size=cluster)
             for k, g in enumerate(granularities):
-                run('qemu-img', 'bitmap', '--add', '-g', str(g), self.image, f'b{k}')
+                sd.qemu_img('bitmap', '--add', '-g', str(g), self.image, f'b{k}')
             io(self.image, 'write -P 1 0 4k', 'write -P 2 512k 8k', 'write -z 256k 4k')
             self.add(f'bitmaps-{name}', script(name, (BITMAP,)))
-        run('qemu-img', 'bitmap', '--disable', self.image, 'b1')
+        sd.qemu_img('bitmap', '--disable', self.image, 'b1')
         i = Image.read(self.image)
         at = i.bitmap_directory
         i.put(at + 12, 4, i.get(at + 12, 4) | 1)  # in use: inconsistent
@@ -133,16 +127,16 @@ class Seeds:
             create(self.image, '256k', **options)
             for k in range(3):
                 io(self.image, f'write -P {k + 1} {k * 8}k 12k', f'write -P 4 {128 + k}k 1k')
-                run('qemu-img', 'snapshot', '-c', f's{k}', self.image)
+                sd.qemu_img('snapshot', '-c', f's{k}', self.image)
             io(self.image, 'write -P 9 4k 4k')
             if name != 'v2':
-                run('qemu-img', 'resize', '-q', self.image, '300k')
-                run('qemu-img', 'bitmap', '--add', self.image, 'b0')
+                sd.qemu_img('resize', '-q', self.image, '300k')
+                sd.qemu_img('bitmap', '--add', self.image, 'b0')
             self.add(f'snapshots-{name}', script(name, (SNAPSHOT, BITMAP)), SMALL_CACHES if name == '512' else 0)
         # One has state of a machine, and data that nobody knows.
         create(self.image, '256k', cluster_size=4096)
         io(self.image, 'write -P 1 0 16k')
-        run('qemu-img', 'snapshot', '-c', 's0', self.image)
+        sd.qemu_img('snapshot', '-c', 's0', self.image)
         i = Image.read(self.image)
         at = i.snapshots
         entry = bytes(i.data[at:at + 64])
@@ -156,7 +150,7 @@ class Seeds:
     def make_data_files(self):
         for raw in ('on', 'off'):
             create(self.image, '256k', cluster_size=4096, data_file=self.path('data'), data_file_raw=raw)
-            run('qemu-img', 'bitmap', '--add', self.image, 'b0')
+            sd.qemu_img('bitmap', '--add', self.image, 'b0')
             io(self.image, 'write -P 1 0 16k', 'write -z 64k 4k')
             i = Image.read(self.image)
             assert i.host(1) == 4096 and i.l2() & OFFSET

@@ -4,6 +4,7 @@ Importing this adds them to those of broken_images.py. LUKS headers are apart, b
 import os
 import struct
 
+import sd
 from broken_images import break_with, breaks, header_field, run, save_as, snapshot
 from qcow2_bytes import COPIED, EXT_BITMAPS, EXT_END, Image
 
@@ -188,12 +189,7 @@ def make_all_luks(directory):
     path = os.path.join(directory, 'base-luks.qcow2')
     o = ('encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=1,encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,'
          'encrypt.hash-alg=sha512')
-    while not os.path.exists(path):
-        try:  # on a busy machine qemu-img cannot always measure the cost
-            base_luks(path, o)
-        except Exception:  # pylint: disable=broad-except
-            if os.path.exists(path):
-                raise
+    base_luks(path, o)
     sound = Image.read(path)
     at = sound.extension(EXT_CRYPTO)
     luks = sound.get(at, 8)
@@ -220,6 +216,6 @@ def make_all_luks(directory):
 
 
 def base_luks(path, o):
-    run('qemu-img', 'create', '-q', *SECRET, '-f', 'qcow2', '-o', 'cluster_size=4096,' + o, path, '1M')
+    sd.qemu_img('create', '-q', *SECRET, '-f', 'qcow2', '-o', 'cluster_size=4096,' + o, path, '1M')
     run('qemu-io', *SECRET, '-c', 'write -q -P 7 0 64k', '--image-opts',
         f'driver=qcow2,encrypt.format=luks,encrypt.key-secret=k,file.filename={path}')

@@ -170,7 +170,8 @@ static int append_co_write(Port *port, uint64_t offset, size_t bytes, uint8_t va
 
 typedef struct Append {
     Port *port;
-    unsigned next, done; /* parts that were begun, that were written */
+    int want;            /* what every write returns */
+    unsigned next, done; /* parts that were begun, that are through */
     CoQueue wait;
 } Append;
 
@@ -182,9 +183,18 @@ static void append_co_entry(void *opaque)
     unsigned i = (a->next++ * 7 + 3) % PARTS; /* in no order */
 
     assert_int_equal(append_co_write(a->port, 4096 + (uint64_t)i * PART, PART, (uint8_t)(i + 1), i % 2 ? REQ_FUA : 0),
-                     0);
+                     a->want);
     if (++a->done == PARTS)
         coqueue_wake_all(&a->wait);
+}
+
+static void append_co_all(Append *a)
+{
+    a->next = a->done = 0;
+    for (unsigned i = 0; i < PARTS; i++)
+        coroutine_start(loop, append_co_entry, a);
+    if (a->done < PARTS)
+        coqueue_co_wait(&a->wait, NULL);
 }
 
 /* O_DIRECT, many writes past the end at once: the file ends where the last of them does, and afterwards where it is
@@ -205,10 +215,7 @@ static void direct_past_the_end_co_body(void)
         skip();
     }
     a.port = port_co_open(node, RW, PERM_ALL);
-    for (unsigned i = 0; i < PARTS; i++)
-        coroutine_start(loop, append_co_entry, &a);
-    if (a.done < PARTS)
-        coqueue_co_wait(&a.wait, NULL);
+    append_co_all(&a);
     assert_int_equal(port_size(a.port), 4096 + PARTS * PART);
     size_t size;
     g_autofree uint8_t *all = file_bytes(path, &size);
@@ -226,7 +233,8 @@ static void direct_past_the_end_co_body(void)
     assert_int_equal(getrlimit(RLIMIT_FSIZE, &limit), 0);
     small = (struct rlimit){.rlim_cur = 8192, .rlim_max = limit.rlim_max};
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
-    assert_int_equal(append_co_write(a.port, 8192, 8192, 1, 0), -EFBIG);
+    a.want = -EFBIG;
+    append_co_all(&a);
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
     assert_int_equal(stat(path, &st), 0);
     assert_int_equal(st.st_size, 8192);
