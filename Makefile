@@ -13,13 +13,12 @@ else
 
 BUILD ?= build
 CC ?= gcc
-PKGS := glib-2.0 gio-2.0 json-glib-1.0 liburing libnbd zlib libzstd nettle
+PKGS := glib-2.0 liburing libnbd zlib libzstd nettle
 OPT ?= -O2 -g
 SAN ?=
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS))
-# libnbd is loaded when it is needed (block/drivers/nbd/library.h). First come those where most names are found: at the
-# start, each of the 3,300 names that our libraries want of each other is looked for in this order.
-PKG_LIBS := -lglib-2.0 -lc $(shell pkg-config --libs $(filter-out libnbd,$(PKGS)))
+# libnbd is loaded when it is needed (block/drivers/nbd/library.h).
+PKG_LIBS := $(shell pkg-config --libs $(filter-out libnbd,$(PKGS)))
 CFLAGS += -std=gnu11 $(OPT) $(SAN) -Wall -Wextra -Werror -Wno-unused-parameter -Wmissing-prototypes \
 	-Wstrict-prototypes -Wvla -fno-strict-aliasing -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -pthread -I. -I$(BUILD)/gen $(PKG_CFLAGS)
 LDFLAGS += $(SAN) -pthread

@@ -59,7 +59,7 @@ static bool check_socket(const ChardevOptionsSocket *s, GError **error)
     return true;
 }
 
-void *chardev_decode(JsonNode *tree, QapiSource source, GError **error)
+void *chardev_decode(Tree *tree, QapiSource source, GError **error)
 {
     ChardevOptions *options = qapi_decode(&qapi_type_ChardevOptions, source, tree, error);
     if (options && options->backend == CHARDEV_BACKEND_KIND_SOCKET && !check_socket(&options->u.socket, error))

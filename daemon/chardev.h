@@ -9,7 +9,7 @@
 #include "qapi/types.h"
 
 /* Decode and carry out a --chardev; with server=on and wait=on the latter waits for the first client. */
-void *chardev_decode(JsonNode *tree, QapiSource source, GError **error);
+void *chardev_decode(Tree *tree, QapiSource source, GError **error);
 void chardev_free_options(void *options);
 bool chardev_co_apply(Daemon *daemon, void *options, GError **error);
 bool chardev_co_new(Daemon *daemon, const ChardevOptions *options, GError **error);

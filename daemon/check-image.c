@@ -6,7 +6,7 @@
 #include "block/aio/loop.h"
 #include "block/graph/check.h"
 #include "block/util/error.h"
-#include <json-glib/json-glib.h>
+#include "qapi/rt/json.h"
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -84,47 +84,31 @@ static void on_message(void *opaque, const char *text)
 
 /* ---- the verdict ------------------------------------------------------------------------------------------------- */
 
-static void add_number(JsonBuilder *b, const char *name, uint64_t value, bool always)
+static void add_number(Tree *object, const char *name, uint64_t value, bool always)
 {
-    if (!value && !always)
-        return;
-    json_builder_set_member_name(b, name);
-    json_builder_add_int_value(b, (gint64)value);
-}
-
-static void add_text(JsonBuilder *b, const char *name, const char *value)
-{
-    json_builder_set_member_name(b, name);
-    json_builder_add_string_value(b, value);
+    if (value || always)
+        tree_set(object, name, tree_uint(value));
 }
 
 static void print_json(const ImageCheck *check)
 {
     const CheckResult *r = &check->result;
-    g_autoptr(JsonBuilder) b = json_builder_new();
-    g_autoptr(JsonGenerator) generator = json_generator_new();
-    g_autoptr(JsonNode) root = NULL;
+    g_autoptr(Tree) object = tree_object();
     g_autofree char *text = NULL;
 
-    json_builder_begin_object(b);
-    add_number(b, "image-end-offset", r->image_end_offset, false);
-    add_number(b, "total-clusters", r->total_clusters, false);
-    add_number(b, "check-errors", r->check_errors, true);
-    add_number(b, "corruptions", r->corruptions, false);
-    add_number(b, "leaks", r->leaks, false);
-    add_number(b, "corruptions-fixed", r->corruptions_fixed, false);
-    add_number(b, "leaks-fixed", r->leaks_fixed, false);
-    add_number(b, "allocated-clusters", r->allocated_clusters, false);
-    add_number(b, "fragmented-clusters", r->fragmented_clusters, false);
-    add_number(b, "compressed-clusters", r->compressed_clusters, false);
-    add_text(b, "filename", check->filename);
-    add_text(b, "format", r->format);
-    json_builder_end_object(b);
-    root = json_builder_get_root(b);
-    json_generator_set_root(generator, root);
-    json_generator_set_pretty(generator, TRUE);
-    json_generator_set_indent(generator, 4);
-    text = json_generator_to_data(generator, NULL);
+    add_number(object, "image-end-offset", r->image_end_offset, false);
+    add_number(object, "total-clusters", r->total_clusters, false);
+    add_number(object, "check-errors", r->check_errors, true);
+    add_number(object, "corruptions", r->corruptions, false);
+    add_number(object, "leaks", r->leaks, false);
+    add_number(object, "corruptions-fixed", r->corruptions_fixed, false);
+    add_number(object, "leaks-fixed", r->leaks_fixed, false);
+    add_number(object, "allocated-clusters", r->allocated_clusters, false);
+    add_number(object, "fragmented-clusters", r->fragmented_clusters, false);
+    add_number(object, "compressed-clusters", r->compressed_clusters, false);
+    tree_set_string(object, "filename", check->filename);
+    tree_set_string(object, "format", r->format);
+    text = json_to_str(object, true);
     printf("%s\n", text);
 }
 

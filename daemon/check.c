@@ -7,7 +7,7 @@
 #include "daemon/options.h"
 #include "daemon/drive.h"
 #include "block/util/error.h"
-#include <json-glib/json-glib.h>
+#include "qapi/rt/tree.h"
 #include <string.h>
 
 typedef struct Checker {
@@ -104,18 +104,16 @@ static bool check_value(Checker *c, const QapiType *type, const char *key, const
     }
 }
 
-static bool check_drive_tree(Checker *c, JsonNode *tree, const char *key, GError **error)
+static bool check_drive_tree(Checker *c, const Tree *tree, const char *key, GError **error)
 {
-    JsonObjectIter iter;
-    const char *name;
-    JsonNode *value;
-    json_object_iter_init_ordered(&iter, json_node_get_object(tree));
-    while (json_object_iter_next_ordered(&iter, &name, &value)) {
+    for (guint i = 0; i < tree_size(tree); i++) {
+        const char *name;
+        const Tree *value = tree_member(tree, i, &name);
         g_autofree char *below = key_below(key, name);
-        if (JSON_NODE_HOLDS_OBJECT(value) && !check_drive_tree(c, value, below, error))
+        if (tree_is_object(value) && !check_drive_tree(c, value, below, error))
             return false;
-        if (strcmp(name, "node-name") == 0 && json_node_get_value_type(value) == G_TYPE_STRING &&
-            !define(c->nodes, "node", below, json_node_get_string(value), error))
+        if (strcmp(name, "node-name") == 0 && tree_as_string(value) &&
+            !define(c->nodes, "node", below, tree_as_string(value), error))
             return false;
     }
     return true;

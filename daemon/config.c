@@ -13,7 +13,7 @@
 #include "daemon/options.h"
 #include "block/util/error.h"
 #include "qapi/rt/keyval.h"
-#include <json-glib/json-glib.h>
+#include "qapi/rt/tree.h"
 #include <string.h>
 
 enum { CONFIG_MAX_SIZE = 4 << 20 };
@@ -102,7 +102,7 @@ static bool begin_section(Reader *r, char *text, GError **error)
         return refuse(r, what, error);
     }
     r->section = options_add(r->options, word, r->path, r->line, title);
-    r->section->tree = keyval_new();
+    r->section->tree = tree_object();
     r->section->source = QAPI_SOURCE_KEYVAL;
     if (!name_len)
         return true;

@@ -1,7 +1,7 @@
 #include "daemon/ctl.h"
 #include "block/util/error.h"
+#include "qapi/rt/tree.h"
 #include <errno.h>
-#include <json-glib/json-glib.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -9,10 +9,10 @@
 #include <unistd.h>
 
 /* Reads until there is one message; NULL without @error: @timeout_ms is over. */
-static JsonNode *receive(Ctl *ctl, int timeout_ms, GError **error)
+static Tree *receive(Ctl *ctl, int timeout_ms, GError **error)
 {
     for (;;) {
-        JsonNode *message = NULL;
+        Tree *message = NULL;
         switch (json_stream_next(ctl->stream, &message, error)) {
         case JSON_STREAM_MESSAGE:
             return message;
@@ -41,9 +41,9 @@ static JsonNode *receive(Ctl *ctl, int timeout_ms, GError **error)
     }
 }
 
-static bool has_member(JsonNode *message, const char *name)
+static bool has_member(const Tree *message, const char *name)
 {
-    return JSON_NODE_HOLDS_OBJECT(message) && json_object_has_member(json_node_get_object(message), name);
+    return tree_is_object(message) && tree_get(message, name);
 }
 
 static bool send_all(Ctl *ctl, const char *text, GError **error)
@@ -62,34 +62,29 @@ static bool send_all(Ctl *ctl, const char *text, GError **error)
 }
 
 /* Takes a reply apart. */
-static JsonNode *unwrap(const char *command, JsonNode *reply, GError **error)
+static Tree *unwrap(const char *command, const Tree *reply, GError **error)
 {
-    JsonObject *object = json_node_get_object(reply);
-    if (json_object_has_member(object, "return"))
-        return json_node_copy(json_object_get_member(object, "return"));
-    JsonNode *e = json_object_get_member(object, "error");
-    const char *text = NULL;
-    if (e && JSON_NODE_HOLDS_OBJECT(e))
-        text = json_object_get_string_member_with_default(json_node_get_object(e), "desc", NULL);
+    Tree *value = tree_get(reply, "return"), *e = tree_get(reply, "error");
+    if (value)
+        return tree_ref(value);
+    const char *text = tree_is_object(e) ? tree_get_string(e, "desc") : NULL;
     error_set(error, "%s: %s", command, text ? text : "the daemon's reply makes no sense");
     return NULL;
 }
 
-JsonNode *ctl_call(Ctl *ctl, const char *command, JsonNode *arguments, GError **error)
+Tree *ctl_call(Ctl *ctl, const char *command, Tree *arguments, GError **error)
 {
-    JsonObject *object = json_object_new();
-    json_object_set_string_member(object, "execute", command);
+    g_autoptr(Tree) message = tree_object();
+    tree_set_string(message, "execute", command);
     if (arguments)
-        json_object_set_member(object, "arguments", arguments);
-    json_object_set_int_member(object, "id", ++ctl->next_id);
-    g_autoptr(JsonNode) message = json_node_new(JSON_NODE_OBJECT);
-    json_node_take_object(message, object);
+        tree_set(message, "arguments", arguments);
+    tree_set(message, "id", tree_int(++ctl->next_id));
     g_autofree char *text = json_to_str(message, false);
     g_autofree char *line = g_strconcat(text, "\n", NULL);
     if (!send_all(ctl, line, error))
         return NULL;
     for (;;) {
-        g_autoptr(JsonNode) reply = receive(ctl, -1, error);
+        g_autoptr(Tree) reply = receive(ctl, -1, error);
         if (!reply)
             return NULL;
         if (has_member(reply, "event"))
@@ -99,7 +94,7 @@ JsonNode *ctl_call(Ctl *ctl, const char *command, JsonNode *arguments, GError **
     }
 }
 
-bool ctl_event(Ctl *ctl, int timeout_ms, JsonNode **ret, GError **error)
+bool ctl_event(Ctl *ctl, int timeout_ms, Tree **ret, GError **error)
 {
     *ret = g_queue_pop_head(&ctl->events);
     if (*ret)
@@ -111,7 +106,7 @@ bool ctl_event(Ctl *ctl, int timeout_ms, JsonNode **ret, GError **error)
         return false;
     }
     if (*ret && !has_member(*ret, "event"))
-        g_clear_pointer(ret, json_node_unref);
+        g_clear_pointer(ret, tree_unref);
     return true;
 }
 
@@ -129,14 +124,14 @@ bool ctl_connect(Ctl *ctl, const char *path, GError **error)
         return false;
     }
     ctl->stream = json_stream_new();
-    g_autoptr(JsonNode) greeting = receive(ctl, 10000, error);
+    g_autoptr(Tree) greeting = receive(ctl, 10000, error);
     if (!greeting || !has_member(greeting, "QMP")) {
         if (error && !*error)
             error_set(error, "what listens at '%s' does not speak QMP", path);
         ctl_close(ctl);
         return false;
     }
-    g_autoptr(JsonNode) done = ctl_call(ctl, "qmp_capabilities", NULL, error);
+    g_autoptr(Tree) done = ctl_call(ctl, "qmp_capabilities", NULL, error);
     if (!done)
         ctl_close(ctl);
     return done != NULL;
@@ -149,5 +144,5 @@ void ctl_close(Ctl *ctl)
         ctl->fd = -1;
     }
     g_clear_pointer(&ctl->stream, json_stream_free);
-    g_queue_clear_full(&ctl->events, (GDestroyNotify)json_node_unref);
+    g_queue_clear_full(&ctl->events, (GDestroyNotify)tree_unref);
 }

@@ -3,7 +3,7 @@
  */
 #include "daemon/ctl.h"
 #include "block/util/sizestr.h"
-#include <json-glib/json-glib.h>
+#include "qapi/rt/tree.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -117,9 +117,9 @@ int ctl_graph(Ctl *ctl, int argc, char **argv)
         g_printerr("storage-ctl: 'graph' takes --dot or nothing, not '%s'\n", argv[0]);
         return 2;
     }
-    g_autoptr(JsonNode) reply = ctl_call(ctl, "x-debug-query-block-graph", NULL, &error);
+    g_autoptr(Tree) reply = ctl_call(ctl, "x-debug-query-block-graph", NULL, &error);
     g_autoptr(XDbgBlockGraph) graph = reply ? qapi_decode_XDbgBlockGraph(reply, &error) : NULL;
-    g_autoptr(JsonNode) nodes_reply = graph ? ctl_call(ctl, "query-named-block-nodes", NULL, &error) : NULL;
+    g_autoptr(Tree) nodes_reply = graph ? ctl_call(ctl, "query-named-block-nodes", NULL, &error) : NULL;
     g_autoptr(BlockDeviceInfoList) nodes = nodes_reply ? qapi_decode_BlockDeviceInfoList(nodes_reply, &error) : NULL;
     if (!nodes)
         return ctl_fail(error);

@@ -5,7 +5,8 @@
 #include "block/util/error.h"
 #include "block/util/sizestr.h"
 #include "qapi/rt/keyval.h"
-#include <json-glib/json-glib.h>
+#include "qapi/rt/tree.h"
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -35,9 +36,9 @@ static void show_job(CtlTable *table, const JobInfo *job, const BlockJobInfoList
 int ctl_jobs(Ctl *ctl, int argc, char **argv)
 {
     GError *error = NULL;
-    g_autoptr(JsonNode) reply = ctl_call(ctl, "query-jobs", NULL, &error);
+    g_autoptr(Tree) reply = ctl_call(ctl, "query-jobs", NULL, &error);
     g_autoptr(JobInfoList) jobs = reply ? qapi_decode_JobInfoList(reply, &error) : NULL;
-    g_autoptr(JsonNode) block_reply = jobs ? ctl_call(ctl, "query-block-jobs", NULL, &error) : NULL;
+    g_autoptr(Tree) block_reply = jobs ? ctl_call(ctl, "query-block-jobs", NULL, &error) : NULL;
     g_autoptr(BlockJobInfoList) block_jobs = block_reply ? qapi_decode_BlockJobInfoList(block_reply, &error) : NULL;
     if (!block_jobs)
         return ctl_fail(error);
@@ -50,7 +51,7 @@ int ctl_jobs(Ctl *ctl, int argc, char **argv)
 
 static bool show_devices(Ctl *ctl, GError **error)
 {
-    g_autoptr(JsonNode) reply = ctl_call(ctl, "query-block", NULL, error);
+    g_autoptr(Tree) reply = ctl_call(ctl, "query-block", NULL, error);
     g_autoptr(BlockInfoList) list = reply ? qapi_decode_BlockInfoList(reply, error) : NULL;
     if (!list)
         return false;
@@ -66,10 +67,9 @@ static bool show_devices(Ctl *ctl, GError **error)
 
 static bool show_nodes(Ctl *ctl, GError **error)
 {
-    JsonNode *arguments = json_node_new(JSON_NODE_OBJECT);
-    json_node_take_object(arguments, json_object_new());
-    json_object_set_boolean_member(json_node_get_object(arguments), "flat", TRUE);
-    g_autoptr(JsonNode) reply = ctl_call(ctl, "query-named-block-nodes", arguments, error);
+    Tree *arguments = tree_object();
+    tree_set(arguments, "flat", tree_bool(true));
+    g_autoptr(Tree) reply = ctl_call(ctl, "query-named-block-nodes", arguments, error);
     g_autoptr(BlockDeviceInfoList) list = reply ? qapi_decode_BlockDeviceInfoList(reply, error) : NULL;
     if (!list)
         return false;
@@ -85,7 +85,7 @@ static bool show_nodes(Ctl *ctl, GError **error)
 
 static bool show_exports(Ctl *ctl, GError **error)
 {
-    g_autoptr(JsonNode) reply = ctl_call(ctl, "query-block-exports", NULL, error);
+    g_autoptr(Tree) reply = ctl_call(ctl, "query-block-exports", NULL, error);
     g_autoptr(BlockExportInfoList) list = reply ? qapi_decode_BlockExportInfoList(reply, error) : NULL;
     if (!list)
         return false;
@@ -117,74 +117,71 @@ int ctl_status(Ctl *ctl, int argc, char **argv)
 /* ---- qmp -------------------------------------------------------------------------------------------------------- */
 
 /* What a word on the command line stands for in JSON. */
-static JsonNode *typed_value(const char *word)
+static Tree *typed_value(const char *word)
 {
     bool json = strchr("{[\"-0123456789", word[0]) && word[0];
     json |= strcmp(word, "true") == 0 || strcmp(word, "false") == 0 || strcmp(word, "null") == 0;
-    JsonNode *node = json ? json_parse(word, -1, NULL) : NULL;
-    return node ? node : json_node_init_string(json_node_alloc(), word);
+    Tree *value = json ? json_parse(word, -1, NULL) : NULL;
+    return value ? value : tree_string(word);
 }
 
-/* Replaces the strings of a key=value tree by what they stand for. */
-static void type_tree(JsonNode *tree)
+/* A copy of a key=value tree with what its strings stand for. */
+static Tree *typed(const Tree *tree)
 {
-    if (JSON_NODE_HOLDS_OBJECT(tree)) {
-        JsonObject *object = json_node_get_object(tree);
-        g_autoptr(GList) names = json_object_get_members(object);
-        for (GList *l = names; l; l = l->next) {
-            JsonNode *value = json_object_get_member(object, l->data);
-            type_tree(value);
-            if (JSON_NODE_HOLDS_VALUE(value))
-                json_object_set_member(object, l->data, typed_value(json_node_get_string(value)));
+    Tree *copy;
+    switch (tree_kind(tree)) {
+    case TREE_STRING:
+        return typed_value(tree_as_string(tree));
+    case TREE_LIST:
+        copy = tree_list();
+        for (guint i = 0; i < tree_size(tree); i++)
+            tree_add(copy, typed(tree_element(tree, i)));
+        return copy;
+    case TREE_OBJECT:
+        copy = tree_object();
+        for (guint i = 0; i < tree_size(tree); i++) {
+            const char *name;
+            const Tree *value = tree_member(tree, i, &name);
+            tree_set(copy, name, typed(value));
         }
-    } else if (JSON_NODE_HOLDS_ARRAY(tree)) {
-        JsonArray *array = json_node_get_array(tree);
-        for (guint i = 0; i < json_array_get_length(array); i++) {
-            JsonNode *value = json_array_dup_element(array, 0);
-            type_tree(value);
-            JsonNode *typed =
-                JSON_NODE_HOLDS_VALUE(value) ? typed_value(json_node_get_string(value)) : json_node_copy(value);
-            json_array_remove_element(array, 0);
-            json_array_add_element(array, typed);
-            json_node_unref(value);
-        }
+        return copy;
+    default:
+        return tree_copy(tree);
     }
 }
 
-static JsonNode *qmp_arguments(int argc, char **argv, GError **error)
+static Tree *qmp_arguments(int argc, char **argv, GError **error)
 {
     if (argc == 1 && argv[0][0] == '{')
         return json_parse(argv[0], -1, error);
-    JsonNode *tree = keyval_new();
+    Tree *tree = tree_object();
     for (int i = 0; i < argc; i++) {
         char *equals = strchr(argv[i], '=');
         g_autofree char *key = equals ? g_strndup(argv[i], (gsize)(equals - argv[i])) : NULL;
         if (!key)
             error_set(error, "'%s' is neither KEY=VALUE nor {JSON}", argv[i]);
         if (!key || !keyval_put(tree, key, equals + 1, error)) {
-            json_node_unref(tree);
+            tree_unref(tree);
             return NULL;
         }
     }
-    tree = keyval_finish(tree, error);
-    if (tree)
-        type_tree(tree);
-    return tree;
+    g_autoptr(Tree) spelled = keyval_finish(tree, error);
+    return spelled ? typed(spelled) : NULL;
 }
 
 int ctl_qmp(Ctl *ctl, int argc, char **argv)
 {
     GError *error = NULL;
-    JsonNode *arguments = NULL;
+    Tree *arguments = NULL;
     if (argc > 1) {
         arguments = qmp_arguments(argc - 1, argv + 1, &error);
         if (!arguments)
             return ctl_fail(error);
     }
-    g_autoptr(JsonNode) reply = ctl_call(ctl, argv[0], arguments, &error);
+    g_autoptr(Tree) reply = ctl_call(ctl, argv[0], arguments, &error);
     if (!reply)
         return ctl_fail(error);
-    bool nothing = JSON_NODE_HOLDS_OBJECT(reply) && json_object_get_size(json_node_get_object(reply)) == 0;
+    bool nothing = tree_is_object(reply) && tree_size(reply) == 0;
     if (!nothing) {
         g_autofree char *text = json_to_str(reply, true);
         printf("%s\n", text);
@@ -194,20 +191,17 @@ int ctl_qmp(Ctl *ctl, int argc, char **argv)
 
 /* ---- events ----------------------------------------------------------------------------------------------------- */
 
-static void print_event(JsonNode *event)
+static void print_event(const Tree *event)
 {
-    JsonObject *object = json_node_get_object(event);
-    JsonNode *stamp = json_object_get_member(object, "timestamp"), *data = json_object_get_member(object, "data");
-    if (stamp && JSON_NODE_HOLDS_OBJECT(stamp)) {
-        JsonObject *s = json_node_get_object(stamp);
-        g_autoptr(GDateTime) when =
-            g_date_time_new_from_unix_local(json_object_get_int_member_with_default(s, "seconds", 0));
+    Tree *stamp = tree_get(event, "timestamp"), *data = tree_get(event, "data");
+    if (tree_is_object(stamp)) {
+        g_autoptr(GDateTime) when = g_date_time_new_from_unix_local(tree_get_int(stamp, "seconds", 0));
         g_autofree char *clock = when ? g_date_time_format(when, "%H:%M:%S") : NULL;
-        printf("%s.%06" G_GINT64_FORMAT " ", clock ? clock : "-",
-               json_object_get_int_member_with_default(s, "microseconds", 0));
+        printf("%s.%06" PRId64 " ", clock ? clock : "-", tree_get_int(stamp, "microseconds", 0));
     }
     g_autofree char *text = data ? json_to_str(data, false) : g_strdup("");
-    printf("%s %s\n", json_object_get_string_member_with_default(object, "event", "?"), text);
+    const char *name = tree_get_string(event, "event");
+    printf("%s %s\n", name ? name : "?", text);
     fflush(stdout);
 }
 
@@ -215,12 +209,12 @@ int ctl_events(Ctl *ctl, int argc, char **argv)
 {
     for (;;) {
         GError *error = NULL;
-        JsonNode *event = NULL;
+        Tree *event = NULL;
         if (!ctl_event(ctl, -1, &event, &error))
             return ctl_fail(error);
         if (event) {
             print_event(event);
-            json_node_unref(event);
+            tree_unref(event);
         }
     }
 }

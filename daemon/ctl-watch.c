@@ -7,7 +7,7 @@
 #include "daemon/ctl.h"
 #include "block/util/error.h"
 #include "block/util/sizestr.h"
-#include <json-glib/json-glib.h>
+#include "qapi/rt/tree.h"
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -47,30 +47,30 @@ static void take_end(Watch *w, WatchEnd end, const char *why)
     }
 }
 
-static void take_event(Watch *w, JsonNode *event)
+static void take_event(Watch *w, const Tree *event)
 {
-    JsonObject *object = json_node_get_object(event);
-    JsonNode *data_node = json_object_get_member(object, "data");
-    const char *name = json_object_get_string_member_with_default(object, "event", "");
-    if (!data_node || !JSON_NODE_HOLDS_OBJECT(data_node))
+    const Tree *data = tree_get(event, "data");
+    const char *name = tree_get_string(event, "event");
+    if (!name || !tree_is_object(data))
         return;
-    JsonObject *data = json_node_get_object(data_node);
-    const char *id = json_object_get_string_member_with_default(data, "device", NULL);
-    id = id ? id : json_object_get_string_member_with_default(data, "id", "");
-    if (strcmp(id, w->job) != 0)
+    const char *id = tree_get_string(data, "device");
+    id = id ? id : tree_get_string(data, "id");
+    if (g_strcmp0(id, w->job) != 0)
         return;
     /* Members that an event does not have leave the progress as it is. */
-    w->done = json_object_get_int_member_with_default(data, "offset", w->done);
-    w->total = json_object_get_int_member_with_default(data, "len", w->total);
+    w->done = tree_get_int(data, "offset", w->done);
+    w->total = tree_get_int(data, "len", w->total);
     if (strcmp(name, "BLOCK_JOB_READY") == 0) {
         take_end(w, WATCH_READY, NULL);
     } else if (strcmp(name, "BLOCK_JOB_COMPLETED") == 0) {
-        const char *why = json_object_get_string_member_with_default(data, "error", NULL);
+        const char *why = tree_get_string(data, "error");
         take_end(w, why ? WATCH_FAILED : WATCH_DONE, why);
     } else if (strcmp(name, "BLOCK_JOB_CANCELLED") == 0) {
         take_end(w, WATCH_FAILED, "cancelled");
     } else if (strcmp(name, "JOB_STATUS_CHANGE") == 0) {
-        const char *status = json_object_get_string_member_with_default(data, "status", "");
+        const char *status = tree_get_string(data, "status");
+        if (!status)
+            return;
         if (strcmp(status, "null") == 0 && w->end == WATCH_ON) {
             /* Jobs that are no block jobs have no other event; what failed was aborting before. */
             take_end(w, w->status == JOB_STATUS_ABORTING ? WATCH_FAILED : WATCH_DONE, "failed");
@@ -82,12 +82,12 @@ static void take_event(Watch *w, JsonNode *event)
 
 static bool take_events(Watch *w, Ctl *ctl, int wait_ms, GError **error)
 {
-    JsonNode *event = NULL;
+    Tree *event = NULL;
     if (!ctl_event(ctl, wait_ms, &event, error))
         return false;
     while (event) {
         take_event(w, event);
-        json_node_unref(event);
+        tree_unref(event);
         if (!ctl_event(ctl, 0, &event, error))
             return false;
     }
@@ -97,7 +97,7 @@ static bool take_events(Watch *w, Ctl *ctl, int wait_ms, GError **error)
 /* Looks at the job; *@ret_there tells whether it still exists. */
 static bool look(Watch *w, Ctl *ctl, bool *ret_there, GError **error)
 {
-    g_autoptr(JsonNode) reply = ctl_call(ctl, "query-jobs", NULL, error);
+    g_autoptr(Tree) reply = ctl_call(ctl, "query-jobs", NULL, error);
     g_autoptr(JobInfoList) jobs = reply ? qapi_decode_JobInfoList(reply, error) : NULL;
     if (!jobs)
         return false;

@@ -10,7 +10,7 @@
 typedef struct Ctl {
     int fd;
     JsonStream *stream;
-    GQueue events; /* of JsonNode *, received and not yet looked at */
+    GQueue events; /* of Tree *, received and not yet looked at */
     int64_t next_id;
 } Ctl;
 
@@ -20,11 +20,11 @@ void ctl_close(Ctl *ctl);
 
 /* Sends a command with @arguments (an object or NULL, consumed) and waits for its reply: what it returns, the caller's;
  * NULL with @error. */
-JsonNode *ctl_call(Ctl *ctl, const char *command, JsonNode *arguments, GError **error);
+Tree *ctl_call(Ctl *ctl, const char *command, Tree *arguments, GError **error);
 
 /* The next event, waiting at most @timeout_ms (-1: for ever). False with @error when the connection is lost; true with
  * *@ret NULL when none came. */
-bool ctl_event(Ctl *ctl, int timeout_ms, JsonNode **ret, GError **error);
+bool ctl_event(Ctl *ctl, int timeout_ms, Tree **ret, GError **error);
 
 /* ---- commands: what main() returns; errors are printed as "storage-ctl: …" -------------------------------------- */
 

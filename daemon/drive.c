@@ -12,9 +12,9 @@
 
 typedef struct Drive {
     DriveOptions *options;
-    char *filename;  /* NULL: no medium */
-    char *format;    /* NULL: named by filename, or to be probed */
-    JsonNode *extra; /* more options of the node, an object */
+    char *filename; /* NULL: no medium */
+    char *format;   /* NULL: named by filename, or to be probed */
+    Tree *extra;    /* more options of the node, an object */
     bool writethrough;
 } Drive;
 
@@ -31,14 +31,14 @@ void drive_free(void *opaque)
 }
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Drive, drive_free)
 
-static void set_default(JsonNode *object, const char *name, const char *value)
+static void set_default(Tree *object, const char *name, const char *value)
 {
     if (!tree_get(object, name))
         tree_set_string(object, name, value);
 }
 
 /* Members that DriveOptions has go to the result, the others stay in @node. 'driver' is another word for 'format'. */
-static JsonNode *split_device_options(JsonNode *node, GError **error)
+static Tree *split_device_options(Tree *node, GError **error)
 {
     g_autoptr(Tree) device = tree_object();
     if (tree_get(node, "driver")) {
@@ -51,7 +51,7 @@ static JsonNode *split_device_options(JsonNode *node, GError **error)
     }
     for (uint32_t i = 0; i < qapi_type_DriveOptions.n_members; i++) {
         const char *name = qapi_type_DriveOptions.members[i].name;
-        JsonNode *value = tree_get(node, name);
+        Tree *value = tree_get(node, name);
         if (value) {
             tree_set(device, name, tree_copy(value));
             tree_remove(node, name);
@@ -61,7 +61,7 @@ static JsonNode *split_device_options(JsonNode *node, GError **error)
 }
 
 /* cache=WORD becomes cache.direct and cache.no-flush, and says what the device makes of writes. */
-static bool spell_cache(Drive *d, JsonNode *node, GError **error)
+static bool spell_cache(Drive *d, Tree *node, GError **error)
 {
     const char *word = tree_get_string(node, "cache");
     if (!word)
@@ -71,7 +71,7 @@ static bool spell_cache(Drive *d, JsonNode *node, GError **error)
         return error_set(error, "Parameter 'cache' does not accept value '%s'", word);
     bool direct = cache == DRIVE_CACHE_NONE || cache == DRIVE_CACHE_DIRECTSYNC;
     d->writethrough = cache == DRIVE_CACHE_WRITETHROUGH || cache == DRIVE_CACHE_DIRECTSYNC;
-    JsonNode *options = tree_object();
+    Tree *options = tree_object();
     tree_set_string(options, "direct", direct ? "on" : "off");
     tree_set_string(options, "no-flush", cache == DRIVE_CACHE_UNSAFE ? "on" : "off");
     tree_set(node, "cache", options);
@@ -79,7 +79,7 @@ static bool spell_cache(Drive *d, JsonNode *node, GError **error)
 }
 
 /* file=PATH, or any other name. */
-static void image_by_name(Drive *d, JsonNode *node, const char *filename)
+static void image_by_name(Drive *d, Tree *node, const char *filename)
 {
     d->filename = g_strdup(filename);
     d->format = g_strdup(d->options->format);
@@ -91,7 +91,7 @@ static void image_by_name(Drive *d, JsonNode *node, const char *filename)
 }
 
 /* Everything is said by options: a name is made of them. */
-static void image_by_options(Drive *d, JsonNode *node)
+static void image_by_options(Drive *d, Tree *node)
 {
     tree_set_string(node, "driver", d->options->format);
     g_autofree char *text = json_to_str(node, false);
@@ -100,7 +100,7 @@ static void image_by_options(Drive *d, JsonNode *node)
 }
 
 /* file.KEY=… without a format: a plain file, which is then named by its path and probed. */
-static bool image_to_probe(Drive *d, JsonNode *file, GError **error)
+static bool image_to_probe(Drive *d, Tree *file, GError **error)
 {
     if (g_strcmp0(tree_get_string(file, "driver"), "file") != 0 || !tree_get_string(file, "filename"))
         return error_set(error, "Parameter 'format' is missing (only plain files are probed)");
@@ -111,14 +111,14 @@ static bool image_to_probe(Drive *d, JsonNode *file, GError **error)
 }
 
 /* Finds out what names the image: sets .filename and .format, and takes what they say out of .extra, which @node is. */
-static bool find_image(Drive *d, JsonNode *node, GError **error)
+static bool find_image(Drive *d, Tree *node, GError **error)
 {
     const char *filename = tree_get_string(node, "file");
     if (filename) {
         image_by_name(d, node, filename);
         return true;
     }
-    JsonNode *file = tree_get(node, "file");
+    Tree *file = tree_get(node, "file");
     file = tree_is_object(file) ? file : NULL;
     if (file && tree_get(file, "filename"))
         set_default(file, "driver", "file");
@@ -134,7 +134,7 @@ static bool find_image(Drive *d, JsonNode *node, GError **error)
     if (file)
         return image_to_probe(d, file, error);
     /* No medium. */
-    return tree_is_empty(node) ? true : error_set(error, "Parameter 'file' is missing");
+    return tree_size(node) == 0 ? true : error_set(error, "Parameter 'file' is missing");
 }
 
 /* What can be known to be wrong before anything is opened. */
@@ -150,7 +150,7 @@ static bool check_options(const Drive *d, GError **error)
     return options != NULL;
 }
 
-void *drive_decode(JsonNode *tree, QapiSource source, GError **error)
+void *drive_decode(Tree *tree, QapiSource source, GError **error)
 {
     if (!tree_is_object(tree)) {
         error_set(error, "Invalid parameter type, expected: object");
@@ -162,7 +162,7 @@ void *drive_decode(JsonNode *tree, QapiSource source, GError **error)
     d->options = device ? qapi_decode(&qapi_type_DriveOptions, source, device, error) : NULL;
     if (!d->options || !spell_cache(d, tree, error))
         return NULL;
-    if (d->options->media == DRIVE_MEDIA_CDROM && !tree_is_empty(tree))
+    if (d->options->media == DRIVE_MEDIA_CDROM && tree_size(tree))
         set_default(tree, "read-only", "on");
     if (!find_image(d, tree, error) || !check_options(d, error))
         return NULL;

@@ -19,7 +19,7 @@ typedef struct Held {
     Daemon *daemon;
     char *key;
     const LimitedEvent *event;
-    JsonNode *data; /* of the last one since; NULL: none came */
+    Tree *data; /* of the last one since; NULL: none came */
     Timer timer;
 } Held;
 
@@ -27,7 +27,7 @@ static void held_free(void *opaque)
 {
     Held *h = opaque;
     timer_cancel(&h->timer);
-    g_clear_pointer(&h->data, json_node_unref);
+    g_clear_pointer(&h->data, tree_unref);
     g_free(h->key);
     g_free(h);
 }
@@ -56,15 +56,13 @@ static const LimitedEvent *find_limited(const char *name)
     return NULL;
 }
 
-static char *limit_key(const LimitedEvent *event, JsonNode *data)
+static char *limit_key(const LimitedEvent *event, const Tree *data)
 {
-    const char *value = NULL;
-    if (event->member && data && JSON_NODE_HOLDS_OBJECT(data))
-        value = json_object_get_string_member_with_default(json_node_get_object(data), event->member, NULL);
+    const char *value = event->member && tree_is_object(data) ? tree_get_string(data, event->member) : NULL;
     return g_strdup_printf("%s %s", event->name, value ? value : "");
 }
 
-void event_rate_sink(const char *name, JsonNode *data, void *opaque)
+void event_rate_sink(const char *name, Tree *data, void *opaque)
 {
     Daemon *d = opaque;
     const LimitedEvent *event = find_limited(name);
@@ -77,7 +75,7 @@ void event_rate_sink(const char *name, JsonNode *data, void *opaque)
     g_autofree char *key = limit_key(event, data);
     Held *h = g_hash_table_lookup(d->held_events, key);
     if (h) {
-        g_clear_pointer(&h->data, json_node_unref);
+        g_clear_pointer(&h->data, tree_unref);
         h->data = data;
         return;
     }

@@ -4,10 +4,10 @@
  */
 #pragma once
 #include "daemon/daemon.h"
-#include <json-glib/json-glib.h>
+#include "qapi/rt/tree.h"
 
 /* The event sink of the daemon @opaque; takes @data. */
-void event_rate_sink(const char *name, JsonNode *data, void *opaque);
+void event_rate_sink(const char *name, Tree *data, void *opaque);
 
 /* The end: what is held back goes out now. No more is held back. */
 void event_rate_flush(Daemon *daemon);

@@ -11,21 +11,17 @@
 /* The limits under their x- names. */
 static bool set_legacy_limits(ThrottleGroup *group, const ObjectOptions *options, GError **error)
 {
-    g_autoptr(JsonNode) all = qapi_encode_ObjectOptions(options);
-    JsonObject *object = json_node_get_object(all);
-    g_autoptr(JsonNode) plain = json_node_new(JSON_NODE_OBJECT);
-    JsonObjectIter iter;
-    const char *name;
-    JsonNode *value;
+    g_autoptr(Tree) all = qapi_encode_ObjectOptions(options);
+    g_autoptr(Tree) plain = tree_object();
 
-    json_node_take_object(plain, json_object_new());
-    json_object_iter_init(&iter, object);
-    while (json_object_iter_next(&iter, &name, &value)) {
+    for (guint i = 0; i < tree_size(all); i++) {
+        const char *name;
+        Tree *value = tree_member(all, i, &name);
         if (!g_str_has_prefix(name, "x-"))
             continue;
-        if (json_node_get_int(value) < 0)
+        if (tree_as_int(value) < 0)
             return error_set(error, "Property values cannot be negative");
-        json_object_set_member(json_node_get_object(plain), name + strlen("x-"), json_node_copy(value));
+        tree_set(plain, name + strlen("x-"), tree_ref(value));
     }
     g_autoptr(ThrottleLimits) limits = qapi_decode_ThrottleLimits(plain, error);
     return limits && throttle_group_set(group, limits, error);
@@ -55,21 +51,21 @@ static void group_free(void *thing)
     throttle_group_unref(thing);
 }
 
-static JsonNode *group_get(const void *thing, const char *property, GError **error)
+static Tree *group_get(const void *thing, const char *property, GError **error)
 {
     g_autoptr(ThrottleLimits) limits = throttle_group_get(thing);
-    g_autoptr(JsonNode) all = qapi_encode_ThrottleLimits(limits);
+    g_autoptr(Tree) all = qapi_encode_ThrottleLimits(limits);
 
     if (strcmp(property, "limits") == 0)
         return g_steal_pointer(&all);
-    return json_node_copy(json_object_get_member(json_node_get_object(all), property + strlen("x-")));
+    return tree_ref(tree_get(all, property + strlen("x-")));
 }
 
-static bool group_set(void *thing, const char *property, JsonNode *value, GError **error)
+static bool group_set(void *thing, const char *property, Tree *value, GError **error)
 {
     if (strcmp(property, "limits") != 0)
         return error_set(error, "Property cannot be set after initialization");
-    if (!JSON_NODE_HOLDS_OBJECT(value))
+    if (!tree_is_object(value))
         return error_set(error, "Invalid parameter type for 'limits', expected: object");
     g_autoptr(ThrottleLimits) limits = qapi_decode_ThrottleLimits(value, error);
     if (!limits) {
@@ -97,27 +93,23 @@ static void secret_release(void *thing)
     secret_free(thing);
 }
 
-static JsonNode *secret_get(const void *thing, const char *property, GError **error)
+static Tree *secret_get(const void *thing, const char *property, GError **error)
 {
-    g_autoptr(JsonNode) all = qapi_encode_SecretProperties(secret_properties(thing));
-    JsonNode *value = json_object_get_member(json_node_get_object(all), property);
-    JsonNode *text;
+    g_autoptr(Tree) all = qapi_encode_SecretProperties(secret_properties(thing));
+    Tree *value = tree_get(all, property);
 
     if (strcmp(property, "data") == 0) {
         error_set(error, "Property 'secret.data' is not readable");
         return NULL;
     }
     if (value)
-        return json_node_copy(value);
-    text = json_node_new(JSON_NODE_VALUE);
+        return tree_ref(value);
     if (strcmp(property, "loaded") == 0)
-        json_node_set_boolean(text, true);
-    else
-        json_node_set_string(text, strcmp(property, "format") == 0 ? "raw" : "");
-    return text;
+        return tree_bool(true);
+    return tree_string(strcmp(property, "format") == 0 ? "raw" : "");
 }
 
-static bool secret_set(void *thing, const char *property, JsonNode *value, GError **error)
+static bool secret_set(void *thing, const char *property, Tree *value, GError **error)
 {
     return error_set(error, "Property cannot be set after initialization");
 }

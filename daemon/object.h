@@ -7,7 +7,7 @@
 #pragma once
 #include "daemon/daemon.h"
 #include "qapi/types.h"
-#include <json-glib/json-glib.h>
+#include "qapi/rt/tree.h"
 
 typedef struct ObjectKind ObjectKind;
 
@@ -26,8 +26,8 @@ struct ObjectKind {
     bool (*in_use)(const void *thing);
     void (*free)(void *thing);
     /* The value of a property that exists; the caller's. NULL with @error: it is not for showing. */
-    JsonNode *(*get)(const void *thing, const char *property, GError **error);
-    bool (*set)(void *thing, const char *property, JsonNode *value, GError **error);
+    Tree *(*get)(const void *thing, const char *property, GError **error);
+    bool (*set)(void *thing, const char *property, Tree *value, GError **error);
 };
 
 /* As object-add. */

@@ -9,7 +9,7 @@
 #include "daemon/startup.h"
 #include "block/util/error.h"
 #include "qapi/rt/tree.h"
-#include <json-glib/json-glib.h>
+#include "qapi/rt/tree.h"
 #include <string.h>
 
 const OptionWord option_words[] = {
@@ -250,7 +250,7 @@ void option_forget(Option *o)
     o->value = NULL;
     if (o->tree)
         tree_wipe(o->tree);
-    g_clear_pointer(&o->tree, json_node_unref);
+    g_clear_pointer(&o->tree, tree_unref);
 }
 
 static void option_free(void *p)

@@ -24,7 +24,7 @@ typedef struct OptionWord {
     const char *implied_key; /* KEYVAL: the key of a first part without "=", NULL: none */
     const char *section_key; /* KEYVAL: the key that the name in a section's header stands for, NULL: takes none */
     const QapiType *type;    /* KEYVAL: what it decodes as; NULL: decode and free do it */
-    void *(*decode)(JsonNode *tree, QapiSource source, GError **error);
+    void *(*decode)(Tree *tree, QapiSource source, GError **error);
     void (*free_value)(void *value);
     /* Does it, at start-up, in the order given. NULL: process-wide, somebody else looks it up. */
     bool (*co_apply)(Daemon *daemon, void *value, GError **error);
@@ -40,8 +40,8 @@ typedef struct OptionLine {
 
 typedef struct Option {
     const OptionWord *word;
-    char *text;     /* TEXT: the value */
-    JsonNode *tree; /* KEYVAL: what is to be decoded */
+    char *text; /* TEXT: the value */
+    Tree *tree; /* KEYVAL: what is to be decoded */
     QapiSource source;
     char *file;    /* the configuration file it stands in; NULL: the command line */
     unsigned line; /* of its header or its own line */

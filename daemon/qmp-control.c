@@ -45,7 +45,7 @@ bool qmp_co_query_commands(QmpContext *ctx, CommandInfoList **ret, GError **erro
     return true;
 }
 
-bool qmp_co_query_qmp_schema(QmpContext *ctx, JsonNode **ret, GError **error)
+bool qmp_co_query_qmp_schema(QmpContext *ctx, Tree **ret, GError **error)
 {
     *ret = qapi_introspect();
     return true;

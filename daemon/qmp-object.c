@@ -136,15 +136,7 @@ static const char *place_type(Place place, const Object *object)
     return place == PLACE_OBJECT ? object_kind_name(object->kind) : "container";
 }
 
-static JsonNode *string_node(const char *text)
-{
-    JsonNode *node = json_node_new(JSON_NODE_VALUE);
-
-    json_node_set_string(node, text);
-    return node;
-}
-
-bool qmp_co_qom_get(QmpContext *ctx, const QomGetArgs *arg, JsonNode **ret, GError **error)
+bool qmp_co_qom_get(QmpContext *ctx, const QomGetArgs *arg, Tree **ret, GError **error)
 {
     Object *object;
     Place place = resolve(qmp_daemon(ctx), arg->path, &object, error);
@@ -152,16 +144,16 @@ bool qmp_co_qom_get(QmpContext *ctx, const QomGetArgs *arg, JsonNode **ret, GErr
     if (place == PLACE_NONE)
         return false;
     if (strcmp(arg->property, "type") == 0) {
-        *ret = string_node(place_type(place, object));
+        *ret = tree_string(place_type(place, object));
         return true;
     }
     if (place == PLACE_ROOT && strcmp(arg->property, "objects") == 0) {
-        *ret = string_node("/objects");
+        *ret = tree_string("/objects");
         return true;
     }
     if (place == PLACE_OBJECTS && object_find(qmp_daemon(ctx), arg->property)) {
         g_autofree char *path = g_strdup_printf("/objects/%s", arg->property);
-        *ret = string_node(path);
+        *ret = tree_string(path);
         return true;
     }
     if (place != PLACE_OBJECT || !has_property(object->kind, arg->property))

@@ -9,7 +9,7 @@
 #include "qapi/rt/tree.h"
 #include <errno.h>
 #include <poll.h>
-#include <json-glib/json-glib.h>
+#include "qapi/rt/tree.h"
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -120,36 +120,35 @@ static void send_out(void *opaque)
 }
 
 /* Queues one message; takes @message. */
-static void session_send(Session *s, JsonNode *message)
+static void session_send(Session *s, Tree *message)
 {
     if (!s->broken) {
         json_print(message, s->pretty, s->out);
         g_string_append(s->out, "\r\n");
         loop_at_turn_end(s->ctx.daemon->loop, &s->send_out);
     }
-    json_node_unref(message);
+    tree_unref(message);
 }
 
-void session_event(const char *name, JsonNode *data, void *opaque)
+void session_event(const char *name, Tree *data, void *opaque)
 {
     Daemon *d = opaque;
-    g_autoptr(JsonNode) owned = data;
+    g_autoptr(Tree) owned = data;
     int64_t now = g_get_real_time();
-    JsonObject *stamp = json_object_new(), *event = json_object_new();
-    json_object_set_int_member(stamp, "seconds", now / G_USEC_PER_SEC);
-    json_object_set_int_member(stamp, "microseconds", now % G_USEC_PER_SEC);
-    json_object_set_object_member(event, "timestamp", stamp);
-    json_object_set_string_member(event, "event", name);
+    g_autoptr(Tree) message = tree_object();
+    Tree *stamp = tree_object();
+    tree_set(stamp, "seconds", tree_int(now / G_USEC_PER_SEC));
+    tree_set(stamp, "microseconds", tree_int(now % G_USEC_PER_SEC));
+    tree_set(message, "timestamp", stamp);
+    tree_set_string(message, "event", name);
     if (data)
-        json_object_set_member(event, "data", json_node_ref(data));
-    g_autoptr(JsonNode) message = json_node_init_object(json_node_alloc(), event);
-    json_object_unref(event);
+        tree_set(message, "data", tree_ref(data));
     for (GList *l = d->sessions.head; l; l = l->next) {
         Session *s = l->data;
         if (!s->negotiated || s->broken)
             continue;
         size_t before = s->out->len;
-        session_send(s, json_node_ref(message));
+        session_send(s, tree_ref(message));
         s->events += s->out->len - before;
         if (s->events > EVENTS_MAX) {
             g_printerr("storage-daemon: warning: a QMP client does not read its events: disconnected\n");
@@ -176,22 +175,20 @@ static const char *error_class(const GError *error)
 }
 
 /* Takes @result, or sends @error where there is none. */
-static void session_reply(Session *s, JsonNode *id, JsonNode *result, const GError *error)
+static void session_reply(Session *s, Tree *id, Tree *result, const GError *error)
 {
-    JsonObject *reply = json_object_new();
+    Tree *reply = tree_object();
     if (result) {
-        json_object_set_member(reply, "return", result);
+        tree_set(reply, "return", result);
     } else {
-        JsonObject *e = json_object_new();
-        json_object_set_string_member(e, "class", error_class(error));
-        json_object_set_string_member(e, "desc", error->message);
-        json_object_set_object_member(reply, "error", e);
+        Tree *e = tree_object();
+        tree_set_string(e, "class", error_class(error));
+        tree_set_string(e, "desc", error->message);
+        tree_set(reply, "error", e);
     }
     if (id)
-        json_object_set_member(reply, "id", json_node_ref(id));
-    JsonNode *message = json_node_init_object(json_node_alloc(), reply);
-    json_object_unref(reply);
-    session_send(s, message);
+        tree_set(reply, "id", tree_ref(id));
+    session_send(s, reply);
 }
 
 static const QapiCommand *find_command(Session *s, const char *name, GError **error)
@@ -208,21 +205,19 @@ static const QapiCommand *find_command(Session *s, const char *name, GError **er
 }
 
 /* Takes a request apart. What is set on success is borrowed from @request. */
-static const QapiCommand *parse_request(Session *s, JsonObject *request, JsonNode **ret_arguments, GError **error)
+static const QapiCommand *parse_request(Session *s, const Tree *request, Tree **ret_arguments, GError **error)
 {
-    JsonObjectIter iter;
     const char *key, *name = NULL;
-    JsonNode *value;
-    json_object_iter_init_ordered(&iter, request);
-    while (json_object_iter_next_ordered(&iter, &key, &value)) {
+    for (guint i = 0; i < tree_size(request); i++) {
+        Tree *value = tree_member(request, i, &key);
         if (strcmp(key, "execute") == 0) {
-            if (json_node_get_value_type(value) != G_TYPE_STRING) {
+            name = tree_as_string(value);
+            if (!name) {
                 error_set(error, "QMP input member 'execute' must be a string");
                 return NULL;
             }
-            name = json_node_get_string(value);
         } else if (strcmp(key, "arguments") == 0) {
-            if (!JSON_NODE_HOLDS_OBJECT(value)) {
+            if (!tree_is_object(value)) {
                 error_set(error, "QMP input member 'arguments' must be an object");
                 return NULL;
             }
@@ -239,16 +234,15 @@ static const QapiCommand *parse_request(Session *s, JsonObject *request, JsonNod
     return find_command(s, name, error);
 }
 
-static void session_co_carry_out(Session *s, JsonNode *request)
+static void session_co_carry_out(Session *s, Tree *request)
 {
     g_autoptr(GError) error = NULL;
-    JsonNode *arguments = NULL, *result = NULL, *id = NULL;
-    if (!JSON_NODE_HOLDS_OBJECT(request)) {
+    Tree *arguments = NULL, *result = NULL, *id = NULL;
+    if (!tree_is_object(request)) {
         error_set(&error, "QMP input must be a JSON object");
     } else {
-        JsonObject *object = json_node_get_object(request);
-        id = json_object_get_member(object, "id");
-        const QapiCommand *command = parse_request(s, object, &arguments, &error);
+        id = tree_get(request, "id");
+        const QapiCommand *command = parse_request(s, request, &arguments, &error);
         if (command) {
             Daemon *d = s->ctx.daemon;
             d->commands++;
@@ -264,11 +258,11 @@ static void session_co_carry_out(Session *s, JsonNode *request)
 }
 
 /* Passwords come in one kind of request only. What else of it is in memory is freed by now, and was wiped there. */
-static void session_forget_secret(Session *s, JsonNode *request)
+static void session_forget_secret(Session *s, Tree *request)
 {
-    JsonNode *name = JSON_NODE_HOLDS_OBJECT(request) ? tree_get(request, "execute") : NULL;
+    const char *name = tree_is_object(request) ? tree_get_string(request, "execute") : NULL;
 
-    if (!name || json_node_get_value_type(name) != G_TYPE_STRING || strcmp(json_node_get_string(name), "object-add"))
+    if (g_strcmp0(name, "object-add") != 0)
         return;
     tree_wipe(request);
     json_stream_wipe(s->stream);
@@ -280,7 +274,7 @@ static void session_co_process(Session *s)
 {
     while (!s->ending && !s->ctx.daemon->quitting) {
         g_autoptr(GError) error = NULL;
-        g_autoptr(JsonNode) request = NULL;
+        g_autoptr(Tree) request = NULL;
         switch (json_stream_next(s->stream, &request, &error)) {
         case JSON_STREAM_NEED_MORE:
             return;
@@ -315,12 +309,10 @@ static void session_co_greet(Session *s)
     VersionInfo *version = NULL;
     if (!qmp_co_query_version(&s->ctx, &version, NULL))
         return;
-    JsonObject *inner = json_object_new(), *outer = json_object_new();
-    json_object_set_member(inner, "version", qapi_encode_VersionInfo(version));
-    json_object_set_array_member(inner, "capabilities", json_array_new());
-    json_object_set_object_member(outer, "QMP", inner);
-    JsonNode *message = json_node_init_object(json_node_alloc(), outer);
-    json_object_unref(outer);
+    Tree *message = tree_object(), *inner = tree_object();
+    tree_set(inner, "version", qapi_encode_VersionInfo(version));
+    tree_set(inner, "capabilities", tree_list());
+    tree_set(message, "QMP", inner);
     qapi_free_VersionInfo(version);
     session_send(s, message);
 }

@@ -26,7 +26,7 @@ typedef void SessionEnded(void *opaque);
 void session_start(Daemon *daemon, int in_fd, int out_fd, bool pretty, SessionEnded *ended, void *opaque);
 
 /* The event sink of the daemon @opaque: sends an event to every negotiated session. */
-void session_event(const char *name, JsonNode *data, void *opaque);
+void session_event(const char *name, Tree *data, void *opaque);
 
 /* The client has negotiated: from now on it may give any command and gets events. False when it had before. */
 bool session_negotiate(Session *session);

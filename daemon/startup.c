@@ -5,7 +5,7 @@
 #include "block/export/export.h"
 #include "block/util/error.h"
 #include "qapi/commands.h"
-#include <json-glib/json-glib.h>
+#include "qapi/rt/tree.h"
 #include <string.h>
 
 typedef struct Startup {
@@ -28,14 +28,11 @@ bool startup_co_nbd_server(Daemon *daemon, void *value, GError **error)
 }
 
 /* bitmap=NAME is how the help of QEMU's program has always spelled bitmaps.0=NAME. */
-void *startup_decode_export(JsonNode *tree, QapiSource source, GError **error)
+void *startup_decode_export(Tree *tree, QapiSource source, GError **error)
 {
-    JsonObject *object = JSON_NODE_HOLDS_OBJECT(tree) ? json_node_get_object(tree) : NULL;
-    if (object && json_object_has_member(object, "bitmap") && !json_object_has_member(object, "bitmaps")) {
-        JsonArray *bitmaps = json_array_new();
-        json_array_add_element(bitmaps, json_node_copy(json_object_get_member(object, "bitmap")));
-        json_object_set_array_member(object, "bitmaps", bitmaps);
-        json_object_remove_member(object, "bitmap");
+    if (tree_is_object(tree) && tree_get(tree, "bitmap") && !tree_get(tree, "bitmaps")) {
+        tree_append(tree, "bitmaps", tree_ref(tree_get(tree, "bitmap")));
+        tree_remove(tree, "bitmap");
     }
     return qapi_decode(&qapi_type_BlockExportOptions, source, tree, error);
 }

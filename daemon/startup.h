@@ -13,7 +13,7 @@ void startup_begin(Daemon *daemon, const Options *options, bool *ret_failed);
 /* For the table of words. */
 bool startup_co_blockdev(Daemon *daemon, void *value, GError **error);
 bool startup_co_nbd_server(Daemon *daemon, void *value, GError **error);
-void *startup_decode_export(JsonNode *tree, QapiSource source, GError **error);
+void *startup_decode_export(Tree *tree, QapiSource source, GError **error);
 void startup_free_export(void *value);
 bool startup_co_export(Daemon *daemon, void *value, GError **error);
 bool startup_co_qmp(Daemon *daemon, void *value, GError **error);

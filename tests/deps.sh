@@ -3,7 +3,7 @@
 # nothing when all are there.
 set -eu
 
-build='gcc make pkg-config libglib2.0-dev libjson-glib-dev liburing-dev libnbd-dev libcmocka-dev zlib1g-dev libzstd-dev
+build='gcc make pkg-config libglib2.0-dev liburing-dev libnbd-dev libcmocka-dev zlib1g-dev libzstd-dev
     nettle-dev'
 # the tools that judge us, and what the lints and fuzzers need
 tests='python3 python3-libnbd git qemu-utils qemu-system-common nbdkit libnbd-bin fio e2fsprogs socat clang-format clang

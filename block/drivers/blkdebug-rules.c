@@ -86,7 +86,7 @@ static void add_set_state(Blkdebug *s, const BlkdebugSetStateOptions *o)
 }
 
 /* A section of the file has come to its end: @tree holds its keys. */
-static bool add_section(Blkdebug *s, const char *name, JsonNode *tree, GError **error)
+static bool add_section(Blkdebug *s, const char *name, Tree *tree, GError **error)
 {
     if (!strcmp(name, "inject-error")) {
         g_autoptr(BlkdebugInjectErrorOptions) o = qapi_decode_keyval_BlkdebugInjectErrorOptions(tree, error);
@@ -110,7 +110,7 @@ static char *section_name(const char *line)
 }
 
 /* `key = "value"` goes into @tree. */
-static bool parse_key(JsonNode *tree, const char *line, GError **error)
+static bool parse_key(Tree *tree, const char *line, GError **error)
 {
     size_t len = strcspn(line, " \t=");
     g_autofree char *key = g_strndup(line, len), *value = NULL;

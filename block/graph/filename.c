@@ -6,11 +6,11 @@
 #include <sys/stat.h>
 
 /* The tree of the protocol node for a name that is not "json:". */
-static JsonNode *protocol_tree(const char *filename, GError **error)
+static Tree *protocol_tree(const char *filename, GError **error)
 {
     const Driver *drv = driver_for_scheme(filename);
     g_autoptr(BlockdevOptions) options = NULL;
-    JsonNode *tree;
+    Tree *tree;
     struct stat st;
 
     if (drv && drv->parse_filename) {
@@ -29,9 +29,9 @@ static JsonNode *protocol_tree(const char *filename, GError **error)
     return tree;
 }
 
-static JsonNode *json_tree(const char *filename, GError **error)
+static Tree *json_tree(const char *filename, GError **error)
 {
-    JsonNode *node = json_parse(filename + strlen("json:"), strlen(filename) - strlen("json:"), error);
+    Tree *node = json_parse(filename + strlen("json:"), strlen(filename) - strlen("json:"), error);
 
     if (!node) {
         g_prefix_error(error, "Could not parse the JSON options: ");
@@ -45,12 +45,12 @@ static JsonNode *json_tree(const char *filename, GError **error)
     return node;
 }
 
-static const char *tree_driver(JsonNode *tree)
+static const char *tree_driver(Tree *tree)
 {
     return tree_is_object(tree) ? tree_get_string(tree, "driver") : NULL;
 }
 
-bool filename_names_format(const char *filename, JsonNode *extra)
+bool filename_names_format(const char *filename, Tree *extra)
 {
     g_autoptr(Tree) tree = NULL;
 
@@ -63,10 +63,10 @@ bool filename_names_format(const char *filename, JsonNode *extra)
 }
 
 /* @format over the protocol tree; a "json:" tree that already begins with a format stands as it is. */
-static JsonNode *whole_tree(const char *filename, const char *format, GError **error)
+static Tree *whole_tree(const char *filename, const char *format, GError **error)
 {
     bool json = g_str_has_prefix(filename, "json:");
-    JsonNode *tree = json ? json_tree(filename, error) : protocol_tree(filename, error), *whole;
+    Tree *tree = json ? json_tree(filename, error) : protocol_tree(filename, error), *whole;
     const Driver *drv = tree_driver(tree) ? driver_find(tree_driver(tree)) : NULL;
 
     if (!tree || !format || (json && drv && !drv->is_protocol && !drv->schemes))
@@ -77,11 +77,11 @@ static JsonNode *whole_tree(const char *filename, const char *format, GError **e
     return whole;
 }
 
-BlockdevOptions *filename_protocol_options(const char *filename, JsonNode *extra, GError **error)
+BlockdevOptions *filename_protocol_options(const char *filename, Tree *extra, GError **error)
 {
     bool json = g_str_has_prefix(filename, "json:");
     g_autoptr(Tree) tree = json ? json_tree(filename, error) : protocol_tree(filename, error);
-    JsonNode *file = extra ? tree_get(extra, "file") : NULL;
+    Tree *file = extra ? tree_get(extra, "file") : NULL;
 
     if (!tree)
         return NULL;
@@ -90,11 +90,11 @@ BlockdevOptions *filename_protocol_options(const char *filename, JsonNode *extra
     return qapi_decode_keyval_BlockdevOptions(tree, error);
 }
 
-BlockdevOptions *filename_options(const char *filename, const char *format, JsonNode *extra,
-                                  JsonNode **ret_backing_extra, GError **error)
+BlockdevOptions *filename_options(const char *filename, const char *format, Tree *extra, Tree **ret_backing_extra,
+                                  GError **error)
 {
     g_autoptr(Tree) tree = whole_tree(filename, format, error);
-    JsonNode *backing;
+    Tree *backing;
 
     *ret_backing_extra = NULL;
     if (!tree)
@@ -169,11 +169,11 @@ static const char *plain_filename(Node *node)
     return plain_filename(node->file->node);
 }
 
-static JsonNode *node_tree(Node *node)
+static Tree *node_tree(Node *node)
 {
     static const char *const common[] = {"node-name",      "discard",     "cache",         "read-only",
                                          "auto-read-only", "force-share", "detect-zeroes", NULL};
-    JsonNode *tree = node->options ? qapi_encode_BlockdevOptions(node->options) : tree_object();
+    Tree *tree = node->options ? qapi_encode_BlockdevOptions(node->options) : tree_object();
 
     for (const char *const *name = common; *name; name++)
         tree_remove(tree, *name);

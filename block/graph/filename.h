@@ -8,17 +8,17 @@
 #define PROBE_SIZE 2048 /* bytes at the start of a file that probing looks at */
 
 /* Does the name or @extra (may be NULL) say the format, so that nothing is left to probe? */
-bool filename_names_format(const char *filename, JsonNode *extra);
+bool filename_names_format(const char *filename, Tree *extra);
 
 /* Options of just the protocol node that @filename names, with what @extra says of "file". NULL with @error. */
-BlockdevOptions *filename_protocol_options(const char *filename, JsonNode *extra, GError **error);
+BlockdevOptions *filename_protocol_options(const char *filename, Tree *extra, GError **error);
 
 /*
  * Options of the whole tree: @format (NULL: the name says it) over the protocol, @extra merged in. What @extra says
  * about a backing file without naming its driver goes to *@ret_backing_extra (the caller's) instead.
  */
-BlockdevOptions *filename_options(const char *filename, const char *format, JsonNode *extra,
-                                  JsonNode **ret_backing_extra, GError **error);
+BlockdevOptions *filename_options(const char *filename, const char *format, Tree *extra, Tree **ret_backing_extra,
+                                  GError **error);
 
 /* What the header of an image called @overlay says for its backing file @backing: a relative name means another file
  * in another folder, so it stands only where the overlay's is in the current folder too. Caller frees. */

@@ -133,12 +133,12 @@ struct Node {
     Limits limits;
     uint64_t size;        /* bytes; kept by graph/ from the driver's answers */
     char *exact_filename; /* set by co_open of protocol drivers ("/img/a.raw", "nbd+unix:///x?socket=…"), else NULL */
-    JsonNode *backing_extra; /* options to merge over those of the backing file named in the header; NULL: none */
-    bool probed;             /* the format was guessed (raw then refuses writes that would look like another) */
-    bool implicit;           /* a filter that a job inserted without a name: queries skip it */
-    bool monitor_owned;      /* blockdev-add made it, blockdev-del takes it */
-    bool reopening;          /* between read-only and writable, or the way back: nobody may become a writer */
-    bool partial;            /* being opened or closed: its name is taken, but names and queries do not lead to it */
+    Tree *backing_extra;  /* options to merge over those of the backing file named in the header; NULL: none */
+    bool probed;          /* the format was guessed (raw then refuses writes that would look like another) */
+    bool implicit;        /* a filter that a job inserted without a name: queries skip it */
+    bool monitor_owned;   /* blockdev-add made it, blockdev-del takes it */
+    bool reopening;       /* between read-only and writable, or the way back: nobody may become a writer */
+    bool partial;         /* being opened or closed: its name is taken, but names and queries do not lead to it */
     bool backing_expected; /* an image names a backing file and was opened without: it may come later (format/backing.h)
                             */
     bool failed;           /* LAW 9: a flush failed; flushes and FUA writes fail until the node is reopened */
@@ -207,7 +207,7 @@ Node *node_co_open(Graph *graph, const BlockdevOptions *options, const NodeFlags
  * {"node-name": "top", "cache": {"direct": "on"}, "backing": {"node-name": "base"}}. A "backing" or "file" object
  * without "driver" adds options to the child that the name or the image header gives. Otherwise as node_co_open().
  */
-Node *node_co_open_filename(Graph *graph, const char *filename, const char *format, JsonNode *extra,
+Node *node_co_open_filename(Graph *graph, const char *filename, const char *format, Tree *extra,
                             const NodeFlags *defaults, GError **error);
 
 /* Just the protocol node behind a name, without a format on top. */

@@ -93,7 +93,7 @@ static bool node_co_settle(Node *node, GError **error)
 }
 
 static Node *node_co_open_full(Graph *graph, const BlockdevOptions *options, const NodeFlags *defaults,
-                               JsonNode *backing_extra, GError **error)
+                               Tree *backing_extra, GError **error)
 {
     const char *name = qapi_BlockdevDriver_str(options->driver);
     const Driver *drv = driver_find(name);
@@ -222,7 +222,7 @@ static void warn_probed_raw(const char *filename)
         filename);
 }
 
-Node *node_co_open_filename(Graph *graph, const char *filename, const char *format, JsonNode *extra,
+Node *node_co_open_filename(Graph *graph, const char *filename, const char *format, Tree *extra,
                             const NodeFlags *defaults, GError **error)
 {
     g_autoptr(Tree) backing_extra = NULL;

@@ -109,7 +109,7 @@ static bool job_co_create_target(Node *source, const TargetOptions *t, const cha
 }
 
 /* What the name of the target leaves open. */
-static JsonNode *target_extra(const TargetOptions *t, const char *format)
+static Tree *target_extra(const TargetOptions *t, const char *format)
 {
     Tree *extra = tree_object();
     const Driver *drv = format ? driver_find(format) : NULL;
@@ -117,7 +117,7 @@ static JsonNode *target_extra(const TargetOptions *t, const char *format)
     if (t->node_name)
         tree_set_string(extra, "node-name", t->node_name);
     if (drv && drv->supports_backing && t->open_backing == '0')
-        tree_set_null(extra, "backing");
+        tree_set(extra, "backing", tree_null());
     if (drv && drv->supports_backing && t->open_backing == 'n')
         tree_set_string(extra, "backing", t->backing->name);
     return extra;

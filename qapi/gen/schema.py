@@ -20,7 +20,7 @@ BUILTINS = {
     "size": ("uint64_t ", "int", "Size"),
     "bool": ("bool ", "boolean", "Bool"),
     "number": ("double ", "number", "Number"),
-    "any": ("JsonNode *", "value", "Any"),
+    "any": ("Tree *", "value", "Any"),
     "null": (None, "null", None),
 }
 INTEGERS = ("int", "int32", "uint64", "uint32", "uint16", "uint8", "size")

@@ -5,7 +5,6 @@
 #include "qapi/rt/introspect.h"
 #include "qapi/rt/json.h"
 #include "qapi/rt/value.h"
-#include <json-glib/json-glib.h>
 #include <string.h>
 
 const QapiType qapi_type_str = {.kind = QAPI_KIND_STR, .name = "str"};
@@ -40,17 +39,10 @@ const QapiCommand *qapi_find_command(const QapiCommand *table, size_t n, const c
     return NULL;
 }
 
-static JsonNode *empty_object(void)
-{
-    JsonNode *node = json_node_new(JSON_NODE_OBJECT);
-    json_node_take_object(node, json_object_new());
-    return node;
-}
-
-bool qapi_co_dispatch(const QapiCommand *command, QmpContext *ctx, JsonNode *arguments, JsonNode **ret, GError **error)
+bool qapi_co_dispatch(const QapiCommand *command, QmpContext *ctx, Tree *arguments, Tree **ret, GError **error)
 {
     const QapiType *arg_type = command->arg ? command->arg : &type_nothing;
-    g_autoptr(JsonNode) none = arguments ? NULL : empty_object();
+    g_autoptr(Tree) none = arguments ? NULL : tree_object();
     void *arg = qapi_decode(arg_type, QAPI_SOURCE_JSON, arguments ? arguments : none, error);
     if (!arg)
         return false;
@@ -64,7 +56,7 @@ bool qapi_co_dispatch(const QapiCommand *command, QmpContext *ctx, JsonNode *arg
     if (!ok)
         return false;
     if (!command->ret) {
-        *ret = empty_object();
+        *ret = tree_object();
     } else {
         *ret = qapi_encode_at(command->ret, &result);
         if (qapi_is_pointer(command->ret))
@@ -88,10 +80,10 @@ void qapi_emit(const char *name, const QapiType *type, const void *event)
         event_sink(name, type ? qapi_encode(type, event) : NULL, event_sink_opaque);
 }
 
-JsonNode *qapi_introspect(void)
+Tree *qapi_introspect(void)
 {
     GError *error = NULL;
-    JsonNode *node = json_parse(qapi_introspection, (gssize)qapi_introspection_len, &error);
+    Tree *node = json_parse(qapi_introspection, (gssize)qapi_introspection_len, &error);
     g_assert_no_error(error);
     return node;
 }

@@ -24,13 +24,13 @@ const QapiCommand *qapi_find_command(const QapiCommand *table, size_t n, const c
  * Decodes @arguments (an object, or NULL for none; not consumed), runs the handler and encodes what it returns into
  * *@ret (an empty object where the command returns nothing), which the caller owns. Yields as the handler does.
  */
-bool qapi_co_dispatch(const QapiCommand *command, QmpContext *ctx, JsonNode *arguments, JsonNode **ret, GError **error);
+bool qapi_co_dispatch(const QapiCommand *command, QmpContext *ctx, Tree *arguments, Tree **ret, GError **error);
 
 /*
  * Where events go. @data is an object or NULL and belongs to the sink. Set once at start-up; without a sink events are
  * dropped. Loop's thread only.
  */
-typedef void QapiEventSink(const char *name, JsonNode *data, void *opaque);
+typedef void QapiEventSink(const char *name, Tree *data, void *opaque);
 void qapi_set_event_sink(QapiEventSink *sink, void *opaque);
 
 /* For the generated emitters: encodes @event (NULL where @type is NULL) and hands it to the sink. */

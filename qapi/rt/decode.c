@@ -11,7 +11,6 @@
 #include "qapi/rt/type.h"
 #include "qapi/rt/value.h"
 #include <errno.h>
-#include <json-glib/json-glib.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,7 +27,7 @@ typedef struct Decoder {
     GError **error;
 } Decoder;
 
-static bool decode_at(Decoder *d, const QapiType *type, JsonNode *in, const Path *path, void *at);
+static bool decode_at(Decoder *d, const QapiType *type, Tree *in, const Path *path, void *at);
 
 /* ---- errors ----------------------------------------------------------------------------------------------------- */
 
@@ -84,6 +83,14 @@ static bool out_of_range(Decoder *d, const QapiType *type, const Path *path)
     char name[16];
     g_snprintf(name, sizeof(name), "%sint%u_t", type->kind == QAPI_KIND_INT ? "" : "u", type->size * 8);
     return expects(d, path, name);
+}
+
+/* For a TREE_UINT, which no type of ours takes: 64 bits wide, they end at INT64_MAX as file sizes do. */
+static bool too_large(Decoder *d, const QapiType *type, const Path *path)
+{
+    if (type->size < 8)
+        return out_of_range(d, type, path);
+    return type->kind == QAPI_KIND_INT ? wrong_type(d, path, "integer") : expects(d, path, "integer up to 2^63 - 1");
 }
 
 static bool store_int(Decoder *d, const QapiType *type, int64_t value, const Path *path, void *at)
@@ -172,27 +179,27 @@ static bool scalar_from_text(Decoder *d, const QapiType *type, const char *text,
     }
 }
 
-static bool decode_scalar(Decoder *d, const QapiType *type, JsonNode *in, const Path *path, void *at)
+static bool decode_scalar(Decoder *d, const QapiType *type, Tree *in, const Path *path, void *at)
 {
-    GType held = JSON_NODE_HOLDS_VALUE(in) ? json_node_get_value_type(in) : G_TYPE_INVALID;
+    TreeKind held = tree_kind(in);
     bool text = type->kind == QAPI_KIND_STR || type->kind == QAPI_KIND_ENUM;
-    if (held == G_TYPE_STRING && (text || d->source == QAPI_SOURCE_KEYVAL))
-        return scalar_from_text(d, type, json_node_get_string(in), path, at);
+    if (held == TREE_STRING && (text || d->source == QAPI_SOURCE_KEYVAL))
+        return scalar_from_text(d, type, tree_as_string(in), path, at);
     switch (type->kind) {
     case QAPI_KIND_INT:
     case QAPI_KIND_UINT:
-        if (held == G_TYPE_INT64)
-            return store_int(d, type, json_node_get_int(in), path, at);
-        return wrong_type(d, path, "integer");
+        if (held == TREE_INT)
+            return store_int(d, type, tree_as_int(in), path, at);
+        return held == TREE_UINT ? too_large(d, type, path) : wrong_type(d, path, "integer");
     case QAPI_KIND_BOOL:
-        if (held == G_TYPE_BOOLEAN) {
-            *(bool *)at = json_node_get_boolean(in);
+        if (held == TREE_BOOL) {
+            *(bool *)at = tree_as_bool(in);
             return true;
         }
         return wrong_type(d, path, "boolean");
     case QAPI_KIND_NUMBER:
-        if (held == G_TYPE_INT64 || held == G_TYPE_DOUBLE) {
-            *(double *)at = held == G_TYPE_DOUBLE ? json_node_get_double(in) : (double)json_node_get_int(in);
+        if (held == TREE_INT || held == TREE_UINT || held == TREE_DOUBLE) {
+            *(double *)at = tree_as_double(in);
             return true;
         }
         return wrong_type(d, path, "number");
@@ -217,19 +224,19 @@ static bool absent_member(Decoder *d, const QapiMember *m, const Path *path, voi
 }
 
 /* Decodes the members of a struct, or of the branch of a union, and counts those that were there. */
-static bool decode_members(Decoder *d, const QapiType *type, JsonObject *in, const Path *up, void *value, guint *seen)
+static bool decode_members(Decoder *d, const QapiType *type, const Tree *in, const Path *up, void *value, guint *seen)
 {
     for (uint32_t i = 0; i < type->n_members; i++) {
         const QapiMember *m = &type->members[i];
         Path path = {.up = up, .name = m->name};
-        JsonNode *node = json_object_get_member(in, m->name);
-        if (!node) {
+        Tree *member = tree_get(in, m->name);
+        if (!member) {
             if (!absent_member(d, m, &path, value))
                 return false;
             continue;
         }
         (*seen)++;
-        if (!decode_at(d, m->type, node, &path, qapi_at(value, m->offset)))
+        if (!decode_at(d, m->type, member, &path, qapi_at(value, m->offset)))
             return false;
         if (m->has_offset >= 0)
             *(bool *)qapi_at(value, m->has_offset) = true;
@@ -247,12 +254,12 @@ static bool is_member(const QapiType *type, const void *value, const char *name)
     return branch && is_member(branch, qapi_at_const(value, type->branch_offset), name);
 }
 
-static bool unexpected_member(Decoder *d, const QapiType *type, JsonObject *in, const Path *up, const void *value)
+static bool unexpected_member(Decoder *d, const QapiType *type, const Tree *in, const Path *up, const void *value)
 {
-    g_autoptr(GList) names = json_object_get_members(in);
-    for (GList *item = names; item; item = item->next) {
-        if (!is_member(type, value, item->data)) {
-            Path path = {.up = up, .name = item->data};
+    for (guint i = 0; i < tree_size(in); i++) {
+        Path path = {.up = up};
+        tree_member(in, i, &path.name);
+        if (!is_member(type, value, path.name)) {
             g_autofree char *name = path_str(d, &path);
             return error_set(d->error, "Parameter '%s' is unexpected", name);
         }
@@ -260,66 +267,63 @@ static bool unexpected_member(Decoder *d, const QapiType *type, JsonObject *in, 
     g_assert_not_reached();
 }
 
-static bool decode_struct(Decoder *d, const QapiType *type, JsonNode *in, const Path *path, void **at)
+static bool decode_struct(Decoder *d, const QapiType *type, Tree *in, const Path *path, void **at)
 {
-    if (!JSON_NODE_HOLDS_OBJECT(in))
+    if (!tree_is_object(in))
         return wrong_type(d, path, "object");
-    JsonObject *object = json_node_get_object(in);
     void *value = *at = g_malloc0(type->size);
     guint seen = 0;
-    if (!decode_members(d, type, object, path, value, &seen))
+    if (!decode_members(d, type, in, path, value, &seen))
         return false;
-    return seen == json_object_get_size(object) || unexpected_member(d, type, object, path, value);
+    return seen == tree_size(in) || unexpected_member(d, type, in, path, value);
 }
 
 /* ---- lists and alternates --------------------------------------------------------------------------------------- */
 
-static bool decode_list(Decoder *d, const QapiType *type, JsonNode *in, const Path *up, void **at)
+static bool decode_list(Decoder *d, const QapiType *type, Tree *in, const Path *up, void **at)
 {
-    if (!JSON_NODE_HOLDS_ARRAY(in))
+    if (tree_kind(in) != TREE_LIST)
         return wrong_type(d, up, "array");
-    JsonArray *array = json_node_get_array(in);
     QapiList *list = *at = g_new0(QapiList, 1);
     size_t step = qapi_step(type->element);
-    list->len = json_array_get_length(array);
+    list->len = tree_size(in);
     list->items = g_malloc0_n(list->len, step);
     for (size_t i = 0; i < list->len; i++) {
         Path path = {.up = up, .index = i};
-        JsonNode *node = json_array_get_element(array, (guint)i);
-        if (!decode_at(d, type->element, node, &path, qapi_at(list->items, i * step)))
+        if (!decode_at(d, type->element, tree_element(in, (guint)i), &path, qapi_at(list->items, i * step)))
             return false;
     }
     return true;
 }
 
 /* Could @in be of this branch's type? A string from the command line may stand for any scalar. */
-static bool looks_like(const Decoder *d, const QapiType *type, JsonNode *in)
+static bool looks_like(const Decoder *d, const QapiType *type, Tree *in)
 {
-    GType held = JSON_NODE_HOLDS_VALUE(in) ? json_node_get_value_type(in) : G_TYPE_INVALID;
-    bool spelled = held == G_TYPE_STRING && d->source == QAPI_SOURCE_KEYVAL;
+    TreeKind held = tree_kind(in);
+    bool spelled = held == TREE_STRING && d->source == QAPI_SOURCE_KEYVAL;
     switch (type->kind) {
     case QAPI_KIND_STR:
     case QAPI_KIND_ENUM:
-        return held == G_TYPE_STRING;
+        return held == TREE_STRING;
     case QAPI_KIND_INT:
     case QAPI_KIND_UINT:
-        return held == G_TYPE_INT64 || spelled;
+        return held == TREE_INT || held == TREE_UINT || spelled;
     case QAPI_KIND_NUMBER:
-        return held == G_TYPE_INT64 || held == G_TYPE_DOUBLE || spelled;
+        return held == TREE_INT || held == TREE_UINT || held == TREE_DOUBLE || spelled;
     case QAPI_KIND_BOOL:
-        return held == G_TYPE_BOOLEAN || spelled;
+        return held == TREE_BOOL || spelled;
     case QAPI_KIND_NULL:
-        return JSON_NODE_HOLDS_NULL(in);
+        return held == TREE_NULL;
     case QAPI_KIND_STRUCT:
-        return JSON_NODE_HOLDS_OBJECT(in);
+        return held == TREE_OBJECT;
     case QAPI_KIND_LIST:
-        return JSON_NODE_HOLDS_ARRAY(in);
+        return held == TREE_LIST;
     default:
         return true;
     }
 }
 
-static bool decode_alternate(Decoder *d, const QapiType *type, JsonNode *in, const Path *path, void **at)
+static bool decode_alternate(Decoder *d, const QapiType *type, Tree *in, const Path *path, void **at)
 {
     int chosen = -1;
     for (uint32_t i = 0; i < type->n_members; i++) {
@@ -336,7 +340,7 @@ static bool decode_alternate(Decoder *d, const QapiType *type, JsonNode *in, con
     return m->type->kind == QAPI_KIND_NULL || decode_at(d, m->type, in, path, qapi_at(value, m->offset));
 }
 
-static bool decode_at(Decoder *d, const QapiType *type, JsonNode *in, const Path *path, void *at)
+static bool decode_at(Decoder *d, const QapiType *type, Tree *in, const Path *path, void *at)
 {
     switch (type->kind) {
     case QAPI_KIND_STRUCT:
@@ -346,14 +350,14 @@ static bool decode_at(Decoder *d, const QapiType *type, JsonNode *in, const Path
     case QAPI_KIND_ALTERNATE:
         return decode_alternate(d, type, in, path, at);
     case QAPI_KIND_ANY:
-        *(JsonNode **)at = json_node_copy(in);
+        *(Tree **)at = tree_ref(in);
         return true;
     default:
         return decode_scalar(d, type, in, path, at);
     }
 }
 
-void *qapi_decode(const QapiType *type, QapiSource source, JsonNode *in, GError **error)
+void *qapi_decode(const QapiType *type, QapiSource source, Tree *in, GError **error)
 {
     Decoder d = {.source = source, .error = error};
     void *value = NULL;
@@ -366,7 +370,7 @@ void *qapi_decode(const QapiType *type, QapiSource source, JsonNode *in, GError 
 
 void *qapi_decode_option(const QapiType *type, const char *text, const char *implied_key, GError **error)
 {
-    g_autoptr(JsonNode) in = keyval_parse(text, implied_key, error);
+    g_autoptr(Tree) in = keyval_parse(text, implied_key, error);
     if (!in)
         return NULL;
     return qapi_decode(type, keyval_is_json(text) ? QAPI_SOURCE_JSON : QAPI_SOURCE_KEYVAL, in, error);

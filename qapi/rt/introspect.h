@@ -5,7 +5,7 @@
 #include "qapi/rt/type.h"
 
 /* The array of SchemaInfo, made at build time; the caller owns the tree. */
-JsonNode *qapi_introspect(void);
+Tree *qapi_introspect(void);
 
 /* The generated text that it parses. */
 extern const char qapi_introspection[];

@@ -8,7 +8,6 @@
 #include "block/util/error.h"
 #include "qapi/rt/json.h"
 #include <errno.h>
-#include <json-glib/json-glib.h>
 #include <string.h>
 
 typedef enum Lex {
@@ -36,15 +35,12 @@ struct JsonStream {
 
     Lex lex;
     Expect expect;
-    JsonNode *root;
+    Tree *root;
     int depth;
-    struct {
-        JsonObject *object; /* one of both; owned by the root */
-        JsonArray *array;
-    } stack[JSON_MAX_DEPTH];
-    char *key;    /* of the member whose value comes next */
-    size_t size;  /* bytes since the value began */
-    guint tokens; /* since the value began */
+    Tree *stack[JSON_MAX_DEPTH]; /* the open containers, owned by the root */
+    char *key;                   /* of the member whose value comes next */
+    size_t size;                 /* bytes since the value began */
+    guint tokens;                /* since the value began */
 
     GString *token;  /* the string or word so far */
     char quote;      /* what ends the string */
@@ -84,7 +80,7 @@ static bool is_word(uint8_t c)
 
 static void forget_value(JsonStream *s)
 {
-    g_clear_pointer(&s->root, json_node_unref);
+    g_clear_pointer(&s->root, tree_unref);
     g_clear_pointer(&s->key, g_free);
     s->lex = LEX_IDLE;
     s->expect = EXPECT_VALUE;
@@ -101,6 +97,11 @@ static bool count_token(JsonStream *s, GError **error)
            error_set(error, "JSON value has more than %d tokens", (int)JSON_MAX_TOKENS);
 }
 
+static bool in_object(const JsonStream *s)
+{
+    return tree_is_object(s->stack[s->depth - 1]);
+}
+
 static bool may_have_value(const JsonStream *s, GError **error)
 {
     switch (s->expect) {
@@ -113,23 +114,23 @@ static bool may_have_value(const JsonStream *s, GError **error)
     case EXPECT_COLON:
         return fail(error, "missing : in object pair");
     default:
-        return fail(error, "expected separator in %s", s->stack[s->depth - 1].object ? "dict" : "list");
+        return fail(error, "expected separator in %s", in_object(s) ? "dict" : "list");
     }
 }
 
 /* Hangs a value up where it belongs; the grammar allowed it already. */
-static void add_value(JsonStream *s, JsonNode *node)
+static void add_value(JsonStream *s, Tree *tree)
 {
     if (s->depth == 0) {
-        s->root = node;
+        s->root = tree;
         s->expect = EXPECT_NOTHING;
         return;
     }
-    if (s->stack[s->depth - 1].object) {
-        json_object_set_member(s->stack[s->depth - 1].object, s->key, node);
+    if (in_object(s)) {
+        tree_set(s->stack[s->depth - 1], s->key, tree);
         g_clear_pointer(&s->key, g_free);
     } else {
-        json_array_add_element(s->stack[s->depth - 1].array, node);
+        tree_add(s->stack[s->depth - 1], tree);
     }
     s->expect = EXPECT_SEPARATOR;
 }
@@ -140,20 +141,9 @@ static bool open_container(JsonStream *s, bool object, GError **error)
         return false;
     if (s->depth == JSON_MAX_DEPTH)
         return error_set(error, "JSON value is nested deeper than %d levels", (int)JSON_MAX_DEPTH);
-    JsonNode *node = json_node_new(object ? JSON_NODE_OBJECT : JSON_NODE_ARRAY);
-    JsonObject *new_object = NULL;
-    JsonArray *new_array = NULL;
-    if (object) {
-        new_object = json_object_new();
-        json_node_take_object(node, new_object);
-    } else {
-        new_array = json_array_new();
-        json_node_take_array(node, new_array);
-    }
-    add_value(s, node);
-    s->stack[s->depth].object = new_object;
-    s->stack[s->depth].array = new_array;
-    s->depth++;
+    Tree *container = object ? tree_object() : tree_list();
+    add_value(s, container);
+    s->stack[s->depth++] = container;
     s->expect = object ? EXPECT_KEY_OR_END : EXPECT_VALUE_OR_END;
     return true;
 }
@@ -164,7 +154,7 @@ static bool close_container(JsonStream *s, char bracket, GError **error)
         return fail(error, "stray '%c'", bracket);
     if (s->expect == EXPECT_COLON)
         return fail(error, "missing : in object pair");
-    bool object = s->stack[s->depth - 1].object != NULL;
+    bool object = in_object(s);
     if (object != (bracket == '}'))
         return fail(error, "'%c' where '%c' is expected", bracket, object ? '}' : ']');
     if (s->expect == EXPECT_VALUE)
@@ -180,7 +170,7 @@ static bool separator(JsonStream *s, GError **error)
 {
     if (s->expect != EXPECT_SEPARATOR)
         return s->expect == EXPECT_COLON ? fail(error, "missing : in object pair") : fail(error, "expecting value");
-    s->expect = s->stack[s->depth - 1].object ? EXPECT_KEY : EXPECT_VALUE;
+    s->expect = in_object(s) ? EXPECT_KEY : EXPECT_VALUE;
     return count_token(s, error);
 }
 
@@ -200,16 +190,16 @@ static bool end_string(JsonStream *s, GError **error)
     if (!s->plain && !g_utf8_validate_len(s->token->str, s->token->len, NULL))
         return fail(error, "invalid UTF-8 sequence in string");
     if (s->expect == EXPECT_KEY || s->expect == EXPECT_KEY_OR_END) {
-        JsonObject *object = s->stack[s->depth - 1].object;
-        if (json_object_has_member(object, s->token->str))
+        const Tree *object = s->stack[s->depth - 1];
+        if (tree_get(object, s->token->str))
             return fail(error, "duplicate key");
-        if (json_object_get_size(object) >= JSON_MAX_MEMBERS)
+        if (tree_size(object) >= JSON_MAX_MEMBERS)
             return error_set(error, "JSON object has more than %d members", (int)JSON_MAX_MEMBERS);
         s->key = g_strndup(s->token->str, s->token->len);
         s->expect = EXPECT_COLON;
         return true;
     }
-    add_value(s, json_node_init_string(json_node_alloc(), s->token->str));
+    add_value(s, tree_string(s->token->str));
     return true;
 }
 
@@ -240,7 +230,7 @@ static bool is_number(const char *p, bool *fractional)
     return *p == 0;
 }
 
-static JsonNode *number_node(const char *text, GError **error)
+static Tree *parse_number(const char *text, GError **error)
 {
     bool fractional;
     if (!is_number(text, &fractional)) {
@@ -251,11 +241,15 @@ static JsonNode *number_node(const char *text, GError **error)
     if (fractional) {
         double value = g_ascii_strtod(text, NULL);
         if (value - value == 0)
-            return json_node_init_double(json_node_alloc(), value);
+            return tree_double(value);
     } else {
         int64_t value = g_ascii_strtoll(text, NULL, 10);
         if (errno == 0)
-            return json_node_init_int(json_node_alloc(), value);
+            return tree_int(value);
+        errno = 0;
+        uint64_t natural = g_ascii_strtoull(text, NULL, 10);
+        if (errno == 0 && *text != '-')
+            return tree_uint(natural);
     }
     error_set(error, "JSON number '%s' is out of range", text);
     return NULL;
@@ -265,19 +259,19 @@ static bool end_word(JsonStream *s, GError **error)
 {
     const char *text = s->token->str;
     s->lex = LEX_IDLE;
-    JsonNode *node;
+    Tree *value;
     if (!strcmp(text, "true") || !strcmp(text, "false")) {
-        node = json_node_init_boolean(json_node_alloc(), *text == 't');
+        value = tree_bool(*text == 't');
     } else if (!strcmp(text, "null")) {
-        node = json_node_new(JSON_NODE_NULL);
+        value = tree_null();
     } else if (g_ascii_isalpha(*text) || *text == '_') {
         return fail(error, "invalid keyword '%s'", text);
     } else {
-        node = number_node(text, error);
-        if (!node)
+        value = parse_number(text, error);
+        if (!value)
             return false;
     }
-    add_value(s, node);
+    add_value(s, value);
     return true;
 }
 
@@ -567,7 +561,7 @@ void json_stream_feed(JsonStream *s, const void *bytes, size_t n)
     g_byte_array_append(s->in, bytes, (guint)n);
 }
 
-JsonStreamResult json_stream_next(JsonStream *s, JsonNode **ret, GError **error)
+JsonStreamResult json_stream_next(JsonStream *s, Tree **ret, GError **error)
 {
     skip(s);
     size_t used;
@@ -606,7 +600,7 @@ static bool parse_whole(JsonStream *s, const uint8_t *p, size_t n, GError **erro
     return used == n || fail(error, "something follows the value");
 }
 
-JsonNode *json_parse(const char *text, gssize len, GError **error)
+Tree *json_parse(const char *text, gssize len, GError **error)
 {
     g_autoptr(JsonStream) s = json_stream_new();
     size_t n = len < 0 ? strlen(text) : (size_t)len;

@@ -2,10 +2,9 @@
  * The JSON printer.
  */
 #include "qapi/rt/json.h"
-#include <json-glib/json-glib.h>
 #include <string.h>
 
-static void print_at(const JsonNode *node, bool pretty, int depth, GString *out);
+static void print_at(const Tree *tree, bool pretty, int depth, GString *out);
 
 static void print_unit(unsigned unit, GString *out)
 {
@@ -55,53 +54,49 @@ static void print_break(bool pretty, int depth, GString *out)
         g_string_append_printf(out, "\n%*s", depth * 4, "");
 }
 
-static void print_object(JsonObject *object, bool pretty, int depth, GString *out)
+static void print_object(const Tree *object, bool pretty, int depth, GString *out)
 {
-    JsonObjectIter iter;
-    const char *name;
-    JsonNode *value;
-    bool first = true;
+    guint size = tree_size(object);
     g_string_append_c(out, '{');
-    json_object_iter_init_ordered(&iter, object);
-    while (json_object_iter_next_ordered(&iter, &name, &value)) {
-        if (!first)
+    for (guint i = 0; i < size; i++) {
+        const char *name;
+        const Tree *value = tree_member(object, i, &name);
+        if (i)
             g_string_append(out, pretty ? "," : ", ");
-        first = false;
         print_break(pretty, depth + 1, out);
         print_string(name, out);
         g_string_append(out, ": ");
         print_at(value, pretty, depth + 1, out);
     }
-    if (!first)
+    if (size)
         print_break(pretty, depth, out);
     g_string_append_c(out, '}');
 }
 
-static void print_array(JsonArray *array, bool pretty, int depth, GString *out)
+static void print_list(const Tree *list, bool pretty, int depth, GString *out)
 {
-    guint len = json_array_get_length(array);
+    guint len = tree_size(list);
     g_string_append_c(out, '[');
     for (guint i = 0; i < len; i++) {
         if (i)
             g_string_append(out, pretty ? "," : ", ");
         print_break(pretty, depth + 1, out);
-        print_at(json_array_get_element(array, i), pretty, depth + 1, out);
+        print_at(tree_element(list, i), pretty, depth + 1, out);
     }
     if (len)
         print_break(pretty, depth, out);
     g_string_append_c(out, ']');
 }
 
-static void print_int(int64_t value, GString *out)
+static void print_int(bool negative, uint64_t rest, GString *out)
 {
     char text[24];
     char *p = text + sizeof(text);
-    uint64_t rest = value < 0 ? -(uint64_t)value : (uint64_t)value;
     do {
         *--p = (char)('0' + rest % 10);
         rest /= 10;
     } while (rest);
-    if (value < 0)
+    if (negative)
         *--p = '-';
     g_string_append_len(out, p, text + sizeof(text) - p);
 }
@@ -118,45 +113,45 @@ static void print_double(double value, GString *out)
         g_string_append(out, ".0"); /* so that it reads back as what it is */
 }
 
-static void print_scalar(const JsonNode *node, GString *out)
+static void print_at(const Tree *tree, bool pretty, int depth, GString *out)
 {
-    JsonNode *n = (JsonNode *)node;
-    GType type = json_node_get_value_type(n);
-    if (type == G_TYPE_STRING)
-        print_string(json_node_get_string(n), out);
-    else if (type == G_TYPE_INT64)
-        print_int(json_node_get_int(n), out);
-    else if (type == G_TYPE_BOOLEAN)
-        g_string_append(out, json_node_get_boolean(n) ? "true" : "false");
-    else
-        print_double(json_node_get_double(n), out);
-}
-
-static void print_at(const JsonNode *node, bool pretty, int depth, GString *out)
-{
-    switch (JSON_NODE_TYPE((JsonNode *)node)) {
-    case JSON_NODE_OBJECT:
-        print_object(json_node_get_object((JsonNode *)node), pretty, depth, out);
-        break;
-    case JSON_NODE_ARRAY:
-        print_array(json_node_get_array((JsonNode *)node), pretty, depth, out);
-        break;
-    case JSON_NODE_VALUE:
-        print_scalar(node, out);
-        break;
-    case JSON_NODE_NULL:
+    switch (tree_kind(tree)) {
+    case TREE_NULL:
         g_string_append(out, "null");
+        break;
+    case TREE_BOOL:
+        g_string_append(out, tree_as_bool(tree) ? "true" : "false");
+        break;
+    case TREE_INT: {
+        int64_t value = tree_as_int(tree);
+        print_int(value < 0, value < 0 ? -(uint64_t)value : (uint64_t)value, out);
+        break;
+    }
+    case TREE_UINT:
+        print_int(false, tree_as_uint(tree), out);
+        break;
+    case TREE_DOUBLE:
+        print_double(tree_as_double(tree), out);
+        break;
+    case TREE_STRING:
+        print_string(tree_as_string(tree), out);
+        break;
+    case TREE_LIST:
+        print_list(tree, pretty, depth, out);
+        break;
+    case TREE_OBJECT:
+        print_object(tree, pretty, depth, out);
     }
 }
 
-void json_print(const JsonNode *node, bool pretty, GString *out)
+void json_print(const Tree *tree, bool pretty, GString *out)
 {
-    print_at(node, pretty, 0, out);
+    print_at(tree, pretty, 0, out);
 }
 
-char *json_to_str(const JsonNode *node, bool pretty)
+char *json_to_str(const Tree *tree, bool pretty)
 {
     GString *out = g_string_sized_new(256);
-    json_print(node, pretty, out);
+    json_print(tree, pretty, out);
     return g_string_free(out, FALSE);
 }

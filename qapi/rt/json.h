@@ -1,11 +1,10 @@
 /*
- * JSON text to json-glib trees and back.
+ * JSON text to trees and back.
  *
  * The parser is strict (RFC 8259, plus QEMU's single-quoted strings with \' in them), iterative and bounded: a value
  * has at most JSON_MAX_SIZE bytes, JSON_MAX_TOKENS tokens and JSON_MAX_DEPTH levels. Duplicate keys, invalid UTF-8,
- * lone surrogates, \u0000, and numbers that are malformed or out of range are errors. Integers are int64_t: json-glib
- * has nothing wider, so 2^63 and above are out of range even where the schema says uint64. Numbers with a fraction or
- * exponent are doubles.
+ * lone surrogates, \u0000, and numbers that are malformed or out of range are errors. Integers are int64_t or uint64_t,
+ * numbers with a fraction or exponent are doubles.
  *
  * Nothing here yields. A JsonStream belongs to one session; calls on it must not overlap.
  */
@@ -21,7 +20,7 @@ enum {
 };
 
 /* Parses exactly one value. @len -1: the text ends with a zero byte. The caller owns the tree; NULL sets @error. */
-JsonNode *json_parse(const char *text, gssize len, GError **error);
+Tree *json_parse(const char *text, gssize len, GError **error);
 
 /* ---- streams of values: a QMP session's input ------------------------------------------------------------------- */
 
@@ -53,7 +52,7 @@ void json_stream_feed(JsonStream *stream, const void *bytes, size_t n);
  * garbage between values, after the line or at the next '{'. So one bad command costs one error, also when it spans
  * lines, and a client that forgot a bracket is heard again with its next line.
  */
-JsonStreamResult json_stream_next(JsonStream *stream, JsonNode **ret, GError **error);
+JsonStreamResult json_stream_next(JsonStream *stream, Tree **ret, GError **error);
 
 /* At the end of input: is there an unfinished value? */
 bool json_stream_pending(const JsonStream *stream);
@@ -61,11 +60,11 @@ bool json_stream_pending(const JsonStream *stream);
 /* ---- printing --------------------------------------------------------------------------------------------------- */
 
 /*
- * Appends @node as JSON, members in their order, on one line with a blank after ':' and ',' (as QEMU prints) or, with
+ * Appends @tree as JSON, members in their order, on one line with a blank after ':' and ',' (as QEMU prints) or, with
  * @pretty, indented by four blanks. ASCII only: everything else is written as \uXXXX. Text that is not UTF-8 (a file
  * name, say) gets U+FFFD for the bad bytes. Non-finite doubles become null.
  */
-void json_print(const JsonNode *node, bool pretty, GString *out);
+void json_print(const Tree *tree, bool pretty, GString *out);
 
 /* The same as a new string. */
-char *json_to_str(const JsonNode *node, bool pretty);
+char *json_to_str(const Tree *tree, bool pretty);

@@ -4,7 +4,6 @@
 #include "qapi/rt/keyval.h"
 #include "block/util/error.h"
 #include "qapi/rt/json.h"
-#include <json-glib/json-glib.h>
 #include <string.h>
 
 bool keyval_is_json(const char *text)
@@ -41,93 +40,82 @@ static bool valid_key(const char *key)
     }
 }
 
-JsonNode *keyval_new(void)
-{
-    JsonNode *node = json_node_new(JSON_NODE_OBJECT);
-    json_node_take_object(node, json_object_new());
-    return node;
-}
-
 static bool inconsistent(GError **error, const char *key, size_t len)
 {
     return error_set(error, "Parameters '%.*s.*' used inconsistently", (int)len, key);
 }
 
-bool keyval_put(JsonNode *root, const char *key, const char *value, GError **error)
+bool keyval_put(Tree *root, const char *key, const char *value, GError **error)
 {
     if (!valid_key(key))
         return error_set(error, "Invalid parameter '%.128s'", key);
-    JsonObject *object = json_node_get_object(root);
+    Tree *object = root;
     const char *part = key;
     for (;;) {
         size_t len = strcspn(part, ".");
         g_autofree char *name = g_strndup(part, len);
-        JsonNode *old = json_object_get_member(object, name);
+        Tree *old = tree_get(object, name);
         size_t upto = (size_t)(part - key) + len;
         if (!part[len]) {
-            if (old && JSON_NODE_HOLDS_OBJECT(old))
+            if (tree_is_object(old))
                 return inconsistent(error, key, upto);
-            json_object_set_string_member(object, name, value);
+            tree_set_string(object, name, value);
             return true;
         }
         if (!old) {
-            old = keyval_new();
-            json_object_set_member(object, name, old);
-        } else if (!JSON_NODE_HOLDS_OBJECT(old)) {
+            old = tree_object();
+            tree_set(object, name, old);
+        } else if (!tree_is_object(old)) {
             return inconsistent(error, key, upto);
         }
-        object = json_node_get_object(old);
+        object = old;
         part += len + 1;
     }
 }
 
-/* Numbered members become an array's elements. */
-static JsonNode *to_array(JsonObject *object, const char *path, GError **error)
+/* Numbered members become a list's elements. */
+static Tree *to_list(const Tree *object, const char *path, GError **error)
 {
-    guint n = json_object_get_size(object);
-    g_autoptr(JsonArray) array = json_array_sized_new(n);
-    for (guint i = 0; i < n; i++) {
+    g_autoptr(Tree) list = tree_list();
+    for (guint i = 0; i < tree_size(object); i++) {
         char index[16];
         g_snprintf(index, sizeof(index), "%u", i);
-        JsonNode *element = json_object_get_member(object, index);
+        Tree *element = tree_get(object, index);
         if (!element) {
             error_set(error, "Parameter '%s.%u' missing", path, i);
             return NULL;
         }
-        json_array_add_element(array, json_node_copy(element));
+        tree_add(list, tree_ref(element));
     }
-    JsonNode *node = json_node_new(JSON_NODE_ARRAY);
-    json_node_set_array(node, array);
-    return node;
+    return g_steal_pointer(&list);
 }
 
-/* Returns what stands for @node with its lists made, as a new node; NULL sets @error. */
-static JsonNode *listify(JsonNode *node, const char *path, GError **error)
+/* Makes the lists in it; returns what stands for @tree then, as a new reference. NULL sets @error. */
+static Tree *listify(Tree *tree, const char *path, GError **error)
 {
-    if (!JSON_NODE_HOLDS_OBJECT(node))
-        return json_node_copy(node);
-    JsonObject *object = json_node_get_object(node);
-    g_autoptr(GList) names = json_object_get_members(object);
+    if (!tree_is_object(tree))
+        return tree_ref(tree);
     guint indexes = 0;
-    for (GList *item = names; item; item = item->next) {
-        const char *name = item->data;
+    for (guint i = 0; i < tree_size(tree); i++) {
+        const char *name;
+        Tree *value = tree_member(tree, i, &name);
         indexes += g_ascii_isdigit(*name) ? 1 : 0;
         g_autofree char *below = *path ? g_strconcat(path, ".", name, NULL) : g_strdup(name);
-        JsonNode *member = listify(json_object_get_member(object, name), below, error);
+        Tree *member = listify(value, below, error);
         if (!member)
             return NULL;
-        json_object_set_member(object, name, member);
+        tree_set(tree, name, member);
     }
-    if (indexes && indexes < json_object_get_size(object)) {
+    if (indexes && indexes < tree_size(tree)) {
         inconsistent(error, path, strlen(path));
         return NULL;
     }
-    return indexes ? to_array(object, path, error) : json_node_copy(node);
+    return indexes ? to_list(tree, path, error) : tree_ref(tree);
 }
 
-JsonNode *keyval_finish(JsonNode *root, GError **error)
+Tree *keyval_finish(Tree *root, GError **error)
 {
-    g_autoptr(JsonNode) tree = root;
+    g_autoptr(Tree) tree = root;
     return listify(tree, "", error);
 }
 
@@ -149,7 +137,7 @@ static char *take_value(const char **text)
 }
 
 /* Reads one element and puts it into the tree. */
-static bool take_element(JsonNode *root, const char **text, const char *implied_key, GError **error)
+static bool take_element(Tree *root, const char **text, const char *implied_key, GError **error)
 {
     const char *p = *text;
     size_t len = strcspn(p, "=,");
@@ -169,7 +157,7 @@ static bool take_element(JsonNode *root, const char **text, const char *implied_
     return keyval_put(root, word, "on", error);
 }
 
-JsonNode *keyval_parse(const char *text, const char *implied_key, GError **error)
+Tree *keyval_parse(const char *text, const char *implied_key, GError **error)
 {
     if (keyval_is_json(text))
         return json_parse(*text == '{' ? text : text + strlen("json:"), -1, error);
@@ -177,7 +165,7 @@ JsonNode *keyval_parse(const char *text, const char *implied_key, GError **error
         error_set(error, "Options must be valid UTF-8");
         return NULL;
     }
-    g_autoptr(JsonNode) root = keyval_new();
+    g_autoptr(Tree) root = tree_object();
     const char *implied = implied_key;
     while (*text) {
         if (!take_element(root, &text, implied, error))

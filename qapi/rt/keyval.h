@@ -8,7 +8,7 @@
 bool keyval_is_json(const char *text);
 
 /*
- * Parses an option into a tree of objects and arrays whose scalars are strings, for qapi_decode_keyval_Foo(). Commas
+ * Parses an option into a tree of objects and lists whose scalars are strings, for qapi_decode_keyval_Foo(). Commas
  * in values are doubled. Dots descend into objects; objects whose keys are all numbers are lists, which must count
  * 0, 1, 2 … without a gap. A first element without '=' is the value of @implied_key (NULL: there is none); any later
  * one stands for key=on, and "noserver", "nowait" for server=off, wait=off. A repeated key overrides.
@@ -16,12 +16,11 @@ bool keyval_is_json(const char *text);
  * Text that keyval_is_json() is parsed as JSON and returned as it is. The caller owns the tree; NULL sets @error, whose
  * text names the key.
  */
-JsonNode *keyval_parse(const char *text, const char *implied_key, GError **error);
+Tree *keyval_parse(const char *text, const char *implied_key, GError **error);
 
 /*
- * The same by steps, for the configuration file: start with keyval_new(), put pairs, and let keyval_finish() turn
- * numbered keys into arrays. keyval_finish() takes the tree over, also when it fails.
+ * The same by steps, for the configuration file: start with tree_object(), put pairs, and let keyval_finish() turn
+ * numbered keys into lists. keyval_finish() takes the tree over, also when it fails.
  */
-JsonNode *keyval_new(void);
-bool keyval_put(JsonNode *root, const char *key, const char *value, GError **error);
-JsonNode *keyval_finish(JsonNode *root, GError **error);
+bool keyval_put(Tree *root, const char *key, const char *value, GError **error);
+Tree *keyval_finish(Tree *root, GError **error);

@@ -8,12 +8,11 @@
  * function may be called from anywhere.
  */
 #pragma once
+#include "qapi/rt/tree.h"
 #include <glib.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-typedef struct _JsonNode JsonNode; /* json-glib's; its headers are for those who look inside */
 
 typedef enum QapiKind {
     QAPI_KIND_STR,
@@ -23,7 +22,7 @@ typedef enum QapiKind {
     QAPI_KIND_NUMBER, /* double */
     QAPI_KIND_ENUM,
     QAPI_KIND_NULL,   /* has no C value: only a branch of an alternate */
-    QAPI_KIND_ANY,    /* a JsonNode as it came */
+    QAPI_KIND_ANY,    /* a tree as it came */
     QAPI_KIND_STRUCT, /* also unions: then .tag is set */
     QAPI_KIND_ALTERNATE,
     QAPI_KIND_LIST,
@@ -86,7 +85,7 @@ typedef enum QapiSource {
  * naming the offending member by its dotted path. Unknown and missing members are errors, optional members with a
  * default get it. @in stays the caller's; "any" members hold references into it.
  */
-void *qapi_decode(const QapiType *type, QapiSource source, JsonNode *in, GError **error);
+void *qapi_decode(const QapiType *type, QapiSource source, Tree *in, GError **error);
 
 /*
  * Decodes one command line option: key=value pairs as keyval_parse() reads them, or JSON (then decoded strictly) where
@@ -94,8 +93,8 @@ void *qapi_decode(const QapiType *type, QapiSource source, JsonNode *in, GError 
  */
 void *qapi_decode_option(const QapiType *type, const char *text, const char *implied_key, GError **error);
 
-/* Encodes a value. A missing required string or list comes out empty. Unsigned values must not exceed INT64_MAX. */
-JsonNode *qapi_encode(const QapiType *type, const void *value);
+/* Encodes a value. A missing required string or list comes out empty. */
+Tree *qapi_encode(const QapiType *type, const void *value);
 
 /* Frees a value with all that it holds. NULL is fine, and so are half-filled values (zeroed where unfilled). */
 void qapi_free(const QapiType *type, void *value);
@@ -125,11 +124,11 @@ int qapi_enum_find(const QapiType *type, const char *name);
     {                                                                                                                  \
         return qapi_equal(&qapi_type_##Foo, a, b);                                                                     \
     }                                                                                                                  \
-    static inline Foo *qapi_decode_##Foo(JsonNode *in, GError **error)                                                 \
+    static inline Foo *qapi_decode_##Foo(Tree *in, GError **error)                                                     \
     {                                                                                                                  \
         return (Foo *)qapi_decode(&qapi_type_##Foo, QAPI_SOURCE_JSON, in, error);                                      \
     }                                                                                                                  \
-    static inline Foo *qapi_decode_keyval_##Foo(JsonNode *in, GError **error)                                          \
+    static inline Foo *qapi_decode_keyval_##Foo(Tree *in, GError **error)                                              \
     {                                                                                                                  \
         return (Foo *)qapi_decode(&qapi_type_##Foo, QAPI_SOURCE_KEYVAL, in, error);                                    \
     }                                                                                                                  \
@@ -137,7 +136,7 @@ int qapi_enum_find(const QapiType *type, const char *name);
     {                                                                                                                  \
         return (Foo *)qapi_decode_option(&qapi_type_##Foo, text, implied_key, error);                                  \
     }                                                                                                                  \
-    static inline JsonNode *qapi_encode_##Foo(const Foo *value)                                                        \
+    static inline Tree *qapi_encode_##Foo(const Foo *value)                                                            \
     {                                                                                                                  \
         return qapi_encode(&qapi_type_##Foo, value);                                                                   \
     }                                                                                                                  \

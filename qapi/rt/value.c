@@ -3,7 +3,6 @@
  */
 #include "qapi/rt/type.h"
 #include "qapi/rt/value.h"
-#include <json-glib/json-glib.h>
 #include <string.h>
 
 static void clear_at(const QapiType *type, void *at);
@@ -48,7 +47,7 @@ static void clear_at(const QapiType *type, void *at)
     if (!value)
         return;
     if (type->kind == QAPI_KIND_ANY) {
-        json_node_unref(value);
+        tree_unref(value);
         return;
     }
     if (type->kind != QAPI_KIND_STR)
@@ -104,7 +103,7 @@ static void clone_at(const QapiType *type, void *at, const void *from)
     } else if (type->kind == QAPI_KIND_STR) {
         value = g_strdup(source);
     } else if (type->kind == QAPI_KIND_ANY) {
-        value = json_node_copy(source);
+        value = tree_ref(source);
     } else if (type->kind == QAPI_KIND_LIST) {
         value = clone_list(type, source);
     } else if (type->kind == QAPI_KIND_STRUCT) {
@@ -131,9 +130,9 @@ bool qapi_equal(const QapiType *type, const void *a, const void *b)
 {
     if (!a || !b)
         return a == b;
-    g_autoptr(JsonNode) left = qapi_encode(type, a);
-    g_autoptr(JsonNode) right = qapi_encode(type, b);
-    return json_node_equal(left, right);
+    g_autoptr(Tree) left = qapi_encode(type, a);
+    g_autoptr(Tree) right = qapi_encode(type, b);
+    return tree_equal(left, right);
 }
 
 const char *qapi_enum_str(const QapiType *type, int value)

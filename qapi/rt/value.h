@@ -36,4 +36,4 @@ static inline const QapiMember *qapi_alternative(const QapiType *type, const voi
 }
 
 /* Encodes the member, element or return value of this type that lies at @at. */
-JsonNode *qapi_encode_at(const QapiType *type, const void *at);
+Tree *qapi_encode_at(const QapiType *type, const void *at);

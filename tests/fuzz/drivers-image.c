@@ -21,7 +21,7 @@
 #include "qapi/rt/json.h"
 #include "image-mutate.h"
 #include <errno.h>
-#include <json-glib/json-glib.h>
+#include "qapi/rt/tree.h"
 #include <string.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -104,11 +104,11 @@ static const Driver *const drivers[] = {&mem_driver, &driver_qcow2, &driver_qed,
 static Loop *loop;
 static Graph *graph;
 
-static void on_event(const char *name, JsonNode *data, void *opaque)
+static void on_event(const char *name, Tree *data, void *opaque)
 {
-    if (json_object_get_boolean_member(json_node_get_object(data), "fatal"))
+    if (tree_as_bool(tree_get(data, "fatal")))
         damaged = true;
-    json_node_unref(data);
+    tree_unref(data);
 }
 
 static void quiet(const char *text)
@@ -209,7 +209,7 @@ static bool open_co_image(bool read_only, uint8_t options)
     g_autofree char *text = g_strdup_printf("{'driver':'%s','node-name':'q','discard':'unmap','read-only':%s,"
                                             "'file':{'driver':'null-co'}%s}",
                                             drv->name, read_only ? "true" : "false", more);
-    g_autoptr(JsonNode) json = json_parse(text, -1, NULL);
+    g_autoptr(Tree) json = json_parse(text, -1, NULL);
     g_autoptr(BlockdevOptions) o = qapi_decode_BlockdevOptions(json, NULL);
     g_autoptr(GError) error = NULL;
 
@@ -239,7 +239,7 @@ static void close_co_image(void)
 static bool check_co_image(unsigned fix)
 {
     const Driver *drv = image_driver();
-    g_autoptr(JsonNode) json = json_parse("{'driver':'null-co'}", -1, NULL);
+    g_autoptr(Tree) json = json_parse("{'driver':'null-co'}", -1, NULL);
     g_autoptr(BlockdevOptions) o = qapi_decode_BlockdevOptions(json, NULL);
     const CheckOptions options = {.fix = fix};
     g_autoptr(GError) error = NULL;
@@ -346,7 +346,7 @@ static void op_co_key_slot(const uint8_t *op)
                                             !fill && op[2] & 8 ? ",'old-secret':'k'" : "");
     g_autofree char *text =
         g_strdup_printf(qcow2 ? "{'driver':'qcow2','encrypt':{'format':'luks',%s}}" : "{'driver':'luks',%s}", luks);
-    g_autoptr(JsonNode) json = json_parse(text, -1, NULL);
+    g_autoptr(Tree) json = json_parse(text, -1, NULL);
     g_autoptr(BlockdevAmendOptions) o = qapi_decode_BlockdevAmendOptions(json, NULL);
     g_autoptr(GError) error = NULL;
 

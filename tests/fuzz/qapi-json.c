@@ -4,17 +4,17 @@
  */
 #include "qapi/rt/json.h"
 #include "qapi/types.h"
-#include <json-glib/json-glib.h>
+#include "qapi/rt/tree.h"
 #include <string.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static void check_value(JsonNode *node)
+static void check_value(Tree *node)
 {
     g_autofree char *line = json_to_str(node, false);
     g_autofree char *pretty = json_to_str(node, true);
-    g_autoptr(JsonNode) a = json_parse(line, -1, NULL);
-    g_autoptr(JsonNode) b = json_parse(pretty, -1, NULL);
+    g_autoptr(Tree) a = json_parse(line, -1, NULL);
+    g_autoptr(Tree) b = json_parse(pretty, -1, NULL);
     if (!a || !b) {
         /* Escapes and blanks may have taken it over the limit of size, nothing else. */
         g_assert_cmpuint(strlen(pretty), >, JSON_MAX_SIZE);
@@ -40,7 +40,7 @@ static GString *run(const uint8_t *data, size_t size, size_t piece, bool check)
     for (size_t at = 0; at < size; at += piece) {
         json_stream_feed(stream, data + at, MIN(piece, size - at));
         for (;;) {
-            g_autoptr(JsonNode) node = NULL;
+            g_autoptr(Tree) node = NULL;
             g_autoptr(GError) error = NULL;
             JsonStreamResult result = json_stream_next(stream, &node, &error);
             if (result == JSON_STREAM_NEED_MORE)

@@ -4,7 +4,7 @@
 #include "qapi/rt/json.h"
 #include "qapi/rt/keyval.h"
 #include "qapi/types.h"
-#include <json-glib/json-glib.h>
+#include "qapi/rt/tree.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -12,14 +12,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     g_autofree char *text = g_strndup((const char *)data, size);
     g_autoptr(GError) error = NULL;
-    g_autoptr(JsonNode) node = keyval_parse(text, "driver", &error);
+    g_autoptr(Tree) node = keyval_parse(text, "driver", &error);
     g_assert(!node == !!error);
     g_autoptr(GError) why = NULL;
     g_autoptr(BlockdevOptions) options = qapi_decode_option_BlockdevOptions(text, "driver", &why);
     g_assert(!options == !!why);
     if (options) {
         /* What options decode to, JSON can say as well. */
-        g_autoptr(JsonNode) encoded = qapi_encode_BlockdevOptions(options);
+        g_autoptr(Tree) encoded = qapi_encode_BlockdevOptions(options);
         g_autoptr(BlockdevOptions) again = qapi_decode_BlockdevOptions(encoded, NULL);
         g_assert(qapi_equal_BlockdevOptions(options, again));
     }

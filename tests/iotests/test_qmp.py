@@ -221,9 +221,12 @@ class BadJson(QmpCase):
         self.assertRefused('{"execute": "query-version", "id": {"a": 1, "a": 2}}', 'duplicate key')
 
     def test_numbers(self):
-        for bad in ('9223372036854775808', '-9223372036854775809', '1' + '0' * 400, '1e400', '-1e400'):
+        for bad in ('18446744073709551616', '-9223372036854775809', '1' + '0' * 400, '1e400', '-1e400'):
             with self.subTest(bad=bad):
                 self.assertRefused('{"execute": "query-version", "id": %s}' % bad, 'out of range')
+        for good in (2 ** 64 - 1, 2 ** 63, -2 ** 63):
+            with self.subTest(good=good):
+                self.assertEqual(self.raw.ask('{"execute": "query-version", "id": %d}' % good)['id'], good)
 
     def test_depth(self):
         def nested(depth):

@@ -35,12 +35,12 @@ static bool G_GNUC_PRINTF(2, 3) qmp_co_do(const char *name, const char *fmt, ...
 {
     const QapiCommand *command = qapi_find_command(qapi_commands, qapi_n_commands, name);
     g_autoptr(GError) error = NULL;
-    g_autoptr(JsonNode) reply = NULL;
+    g_autoptr(Tree) reply = NULL;
     va_list args;
     va_start(args, fmt);
     g_autofree char *text = g_strdup_vprintf(fmt, args);
     va_end(args);
-    g_autoptr(JsonNode) tree = json_parse(text, strlen(text), &error);
+    g_autoptr(Tree) tree = json_parse(text, strlen(text), &error);
 
     if (!command || !tree)
         fail_msg("%s %s: %s", name, text, error ? error->message : "no such command");

@@ -18,8 +18,8 @@ static char *qmp_co_error(const char *name, const char *text)
 {
     const QapiCommand *command = qapi_find_command(qapi_commands, qapi_n_commands, name);
     g_autoptr(GError) error = NULL;
-    g_autoptr(JsonNode) reply = NULL;
-    g_autoptr(JsonNode) tree = json_parse(text, strlen(text), &error);
+    g_autoptr(Tree) reply = NULL;
+    g_autoptr(Tree) tree = json_parse(text, strlen(text), &error);
 
     if (!command || !tree)
         fail_msg("%s %s: %s", name, text, error ? error->message : "no such command");

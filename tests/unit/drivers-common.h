@@ -6,7 +6,7 @@
 #include "block/graph/port.h"
 #include "block/graph/status.h"
 #include "qapi/rt/json.h"
-#include <json-glib/json-glib.h>
+#include "qapi/rt/tree.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -77,7 +77,7 @@ static void drivers_run(CoroutineEntry *entry)
 /* Opens what the JSON text describes. */
 static Node *open_co_json(const char *json, GError **error)
 {
-    g_autoptr(JsonNode) tree = json_parse(json, strlen(json), error);
+    g_autoptr(Tree) tree = json_parse(json, strlen(json), error);
     g_autoptr(BlockdevOptions) options = tree ? qapi_decode_BlockdevOptions(tree, error) : NULL;
 
     return options ? node_co_open(graph, options, NULL, error) : NULL;

@@ -11,7 +11,7 @@
 #include "block/util/iovec.h"
 #include "qapi/events.h"
 #include "qapi/rt/json.h"
-#include <json-glib/json-glib.h>
+#include "qapi/rt/tree.h"
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -128,7 +128,7 @@ static inline void run_in_coroutine(void (*fn)(void))
 
 static inline Node *try_co_open(GError **error, const char *json)
 {
-    g_autoptr(JsonNode) tree = json_parse(json, strlen(json), error);
+    g_autoptr(Tree) tree = json_parse(json, strlen(json), error);
     g_autoptr(BlockdevOptions) options = tree ? qapi_decode_BlockdevOptions(tree, error) : NULL;
 
     return options ? node_co_open(graph, options, NULL, error) : NULL;

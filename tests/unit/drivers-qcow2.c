@@ -7,13 +7,13 @@
 
 static char *last_event;
 
-static void on_event(const char *name, JsonNode *data, void *opaque)
+static void on_event(const char *name, Tree *data, void *opaque)
 {
-    g_autofree char *text = json_to_string(data, FALSE);
+    g_autofree char *text = json_to_str(data, false);
 
     g_free(last_event);
     last_event = g_strdup_printf("%s %s", name, text);
-    json_node_unref(data);
+    tree_unref(data);
 }
 
 static void image_co_refuse(const char *text, const char *more)
@@ -271,7 +271,7 @@ static void corrupt_co_write(uint64_t offset, const char *text)
     assert_int_equal(port_co_pwrite(port, offset, 1, "x", 0), -EIO);
     assert_non_null(last_event);
     if (!strstr(last_event, text) || !strstr(last_event, "BLOCK_IMAGE_CORRUPTED") ||
-        !strstr(last_event, "\"fatal\":true"))
+        !strstr(last_event, "\"fatal\": true"))
         fail_msg("%s", last_event);
     /* From here on nothing goes, and nothing but the corrupt bit has changed. */
     assert_int_equal(port_co_pwrite(port, 2 * MIB, 1, "x", 0), -EIO);
@@ -327,7 +327,7 @@ static void damage_co_body(void)
     port = must_co_port(node, false);
     g_clear_pointer(&last_event, g_free);
     assert_int_equal(port_co_pread(port, 0, 1, &l2, 0), -EIO);
-    assert_non_null(strstr(last_event, "\"fatal\":false"));
+    assert_non_null(strstr(last_event, "\"fatal\": false"));
     assert_int_equal(byte_co_at(port, MIB), 0);
     port_co_free(port);
     node_co_unref(node);
@@ -589,10 +589,10 @@ static void info_co_body(void)
     assert_int_equal(info.cluster_size, 4096);
     assert_null(info.backing_filename);
     specific = node->drv->get_specific_info(node);
-    g_autoptr(JsonNode) json = qapi_encode_ImageInfoSpecific(specific);
-    g_autofree char *text = json_to_string(json, FALSE);
-    if (!strstr(text, "\"compat\":\"1.1\"") || !strstr(text, "\"refcount-bits\":8") ||
-        !strstr(text, "\"compression-type\":\"zstd\"") || !strstr(text, "\"lazy-refcounts\":true"))
+    g_autoptr(Tree) json = qapi_encode_ImageInfoSpecific(specific);
+    g_autofree char *text = json_to_str(json, false);
+    if (!strstr(text, "\"compat\": \"1.1\"") || !strstr(text, "\"refcount-bits\": 8") ||
+        !strstr(text, "\"compression-type\": \"zstd\"") || !strstr(text, "\"lazy-refcounts\": true"))
         fail_msg("%s", text);
     qapi_free_ImageInfoSpecific(specific);
     node_co_unref(node);

@@ -332,7 +332,6 @@ static void status_co_body(void)
 {
     g_autofree char *path = in_folder("map"), *text = NULL;
     g_autoptr(GError) error = NULL;
-    JsonArray *array;
     uint64_t offset = 0;
 
     make_states();
@@ -340,19 +339,18 @@ static void status_co_body(void)
                "qemu-io -f qcow2 -c 'write 600k 3k' -c 'write 640k 200k' -c 'write -z 700k 6k' -c 'write -z 801k 1k' "
                "image && qemu-img map -f qcow2 --output=json image >map");
     assert_true(g_file_get_contents(path, &text, NULL, NULL));
-    g_autoptr(JsonNode) tree = json_from_string(text, &error);
+    g_autoptr(Tree) tree = json_parse(text, -1, &error);
     assert_non_null(tree);
-    array = json_node_get_array(tree);
     open_co_port("");
-    for (guint i = 0; i < json_array_get_length(array); i++) {
-        JsonObject *o = json_array_get_object_element(array, i);
-        uint64_t end = offset + (uint64_t)json_object_get_int_member(o, "length");
-        bool data = json_object_get_boolean_member(o, "data"), zero = json_object_get_boolean_member(o, "zero");
-        bool here = json_object_get_int_member(o, "depth") == 0, valid = data && json_object_has_member(o, "offset");
-        assert_int_equal(json_object_get_int_member(o, "start"), offset);
+    for (guint i = 0; i < tree_size(tree); i++) {
+        const Tree *o = tree_element(tree, i);
+        uint64_t end = offset + (uint64_t)tree_get_int(o, "length", 0);
+        bool data = tree_as_bool(tree_get(o, "data")), zero = tree_as_bool(tree_get(o, "zero"));
+        bool here = tree_get_int(o, "depth", -1) == 0, valid = data && tree_get(o, "offset");
+        assert_int_equal(tree_get_int(o, "start", -1), offset);
         for (BlockStatus s; offset < end; offset += s.bytes) {
-            uint64_t map = here && valid ? (uint64_t)json_object_get_int_member(o, "offset") + offset -
-                                               (uint64_t)json_object_get_int_member(o, "start")
+            uint64_t map = here && valid ? (uint64_t)tree_get_int(o, "offset", -1) + offset -
+                                               (uint64_t)tree_get_int(o, "start", -1)
                                          : 0;
             assert_int_equal(node_co_block_status(node, true, offset, MIB - offset, &s), 0);
             if (!!(s.flags & STATUS_ALLOCATED) != here || (here && !!(s.flags & STATUS_DATA) != data) ||
@@ -370,13 +368,13 @@ CO_TEST(status)
 
 static char *last_event;
 
-static void on_event(const char *name, JsonNode *data, void *opaque)
+static void on_event(const char *name, Tree *data, void *opaque)
 {
-    g_autofree char *text = json_to_string(data, FALSE);
+    g_autofree char *text = json_to_str(data, false);
 
     g_free(last_event);
     last_event = g_strdup_printf("%s %s", name, text);
-    json_node_unref(data);
+    tree_unref(data);
 }
 
 /* Bitmaps that contradict themselves or their entry. */
@@ -408,7 +406,7 @@ static void damage_co_body(void)
             assert_int_equal(ret, -EIO);
             assert_non_null(last_event);
             if (!strstr(last_event, "BLOCK_IMAGE_CORRUPTED") || !strstr(last_event, "Invalid cluster entry found ") ||
-                !strstr(last_event, how ? "\"fatal\":true" : "\"fatal\":false"))
+                !strstr(last_event, how ? "\"fatal\": true" : "\"fatal\": false"))
                 fail_msg("%s", last_event);
             port_co_free(port);
             node_co_unref(node);

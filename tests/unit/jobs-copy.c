@@ -229,7 +229,7 @@ static void release(Node *node)
     coqueue_wake_all(&mem(node)->held);
 }
 
-static void sink(const char *name, JsonNode *data, void *opaque)
+static void sink(const char *name, Tree *data, void *opaque)
 {
     if (!strcmp(name, "BLOCK_JOB_ERROR"))
         g_string_append(story, "error ");

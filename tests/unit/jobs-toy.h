@@ -5,7 +5,7 @@
 #include "block/graph/drain.h"
 #include "block/graph/port.h"
 #include "jobs-common.h"
-#include <json-glib/json-glib.h>
+#include "qapi/rt/tree.h"
 
 /* Works in steps of 10 "bytes" and looks at its levers between them. */
 typedef struct Toy {
@@ -115,18 +115,17 @@ static const JobDriver toy_driver = {
 };
 
 /* States and events of all jobs: "a:created a:running …". */
-static void sink(const char *name, JsonNode *data, void *opaque)
+static void sink(const char *name, Tree *data, void *opaque)
 {
-    JsonObject *o = json_node_get_object(data);
-    const char *id = json_object_get_string_member_with_default(o, "id", NULL);
+    const char *id = tree_get_string(data, "id");
 
     if (!id)
-        id = json_object_get_string_member(o, "device");
+        id = tree_get_string(data, "device");
     if (!strcmp(name, "JOB_STATUS_CHANGE"))
-        g_string_append_printf(story, "%s:%s ", id, json_object_get_string_member(o, "status"));
+        g_string_append_printf(story, "%s:%s ", id, tree_get_string(data, "status"));
     else
         g_string_append_printf(story, "%s:%s ", id, name);
-    json_node_unref(data);
+    tree_unref(data);
 }
 
 static int setup(void **state)

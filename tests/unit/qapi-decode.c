@@ -7,7 +7,7 @@
 #include "qapi/rt/json.h"
 #include "qapi/rt/keyval.h"
 #include "qapi/types.h"
-#include <json-glib/json-glib.h>
+#include "qapi/rt/tree.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
@@ -15,14 +15,14 @@
 
 static void *decode_json(const QapiType *type, const char *text, GError **error)
 {
-    g_autoptr(JsonNode) in = json_parse(text, -1, error);
+    g_autoptr(Tree) in = json_parse(text, -1, error);
     assert_non_null(in);
     return qapi_decode(type, QAPI_SOURCE_JSON, in, error);
 }
 
 static char *print_value(const QapiType *type, const void *value)
 {
-    g_autoptr(JsonNode) node = qapi_encode(type, value);
+    g_autoptr(Tree) node = qapi_encode(type, value);
     return json_to_str(node, false);
 }
 
@@ -115,7 +115,10 @@ static void test_json_errors(void **state)
         {"{'driver':'raw','file':{'driver':'x'}}", "Parameter 'file.driver' does not accept value 'x'"},
         {"{'driver':'null-co','size':1.5}", "Invalid parameter type for 'size', expected: integer"},
         {"{'driver':'null-co','size':'1'}", "Invalid parameter type for 'size', expected: integer"},
+        {"{'driver':'null-co','size':9223372036854775808}", "Invalid parameter type for 'size', expected: integer"},
         {"{'driver':'null-co','latency-ns':-1}", "Parameter 'latency-ns' expects uint64_t"},
+        {"{'driver':'null-co','latency-ns':9223372036854775808}",
+         "Parameter 'latency-ns' expects integer up to 2^63 - 1"},
         {"{'driver':'null-co','read-only':'on'}", "Invalid parameter type for 'read-only', expected: boolean"},
         {"{'driver':'null-co','read-only':1}", "Invalid parameter type for 'read-only', expected: boolean"},
         {"{'driver':'null-co','node-name':1}", "Invalid parameter type for 'node-name', expected: string"},
@@ -129,6 +132,8 @@ static void test_json_errors(void **state)
         {"{'driver':'nbd','server':{'type':'inet','host':'h','port':'1','to':-1}}",
          "Parameter 'server.to' expects uint16_t"},
         {"{'driver':'nbd','server':{'type':'unix','path':'p'},'reconnect-delay':4294967296}",
+         "Parameter 'reconnect-delay' expects uint32_t"},
+        {"{'driver':'nbd','server':{'type':'unix','path':'p'},'reconnect-delay':18446744073709551615}",
          "Parameter 'reconnect-delay' expects uint32_t"},
     };
     for (size_t i = 0; i < G_N_ELEMENTS(table); i++)
@@ -218,7 +223,7 @@ static bool call_co_list(QmpContext *ctx, const void *arg, void *ret, GError **e
 
 static bool call_co_fail(QmpContext *ctx, const void *arg, void *ret, GError **error)
 {
-    g_set_error_literal(error, G_IO_ERROR, 1, "no");
+    g_set_error_literal(error, G_FILE_ERROR, 1, "no");
     return false;
 }
 
@@ -230,20 +235,20 @@ static void test_co_dispatch(void **state)
         {"list", NULL, &qapi_type_StrList, true, call_co_list},
     };
     QmpContext *ctx = (QmpContext *)0x10;
-    g_autoptr(JsonNode) ret = NULL;
+    g_autoptr(Tree) ret = NULL;
     g_autoptr(GError) error = NULL;
-    g_autoptr(JsonNode) arguments = json_parse("{\"node\":\"n\",\"name\":\"four\"}", -1, NULL);
+    g_autoptr(Tree) arguments = json_parse("{\"node\":\"n\",\"name\":\"four\"}", -1, NULL);
     const QapiCommand *add = qapi_find_command(table, G_N_ELEMENTS(table), "add");
     assert_true(qapi_co_dispatch(add, ctx, arguments, &ret, &error));
-    assert_int_equal(json_node_get_int(ret), 4);
-    g_clear_pointer(&ret, json_node_unref);
+    assert_int_equal(tree_as_int(ret), 4);
+    g_clear_pointer(&ret, tree_unref);
 
     const QapiCommand *list = qapi_find_command(table, G_N_ELEMENTS(table), "list");
     assert_true(list->preconfig);
     assert_true(qapi_co_dispatch(list, ctx, NULL, &ret, &error));
     g_autofree char *printed = json_to_str(ret, false);
     assert_string_equal(printed, "[\"a\", \"b\"]");
-    g_clear_pointer(&ret, json_node_unref);
+    g_clear_pointer(&ret, tree_unref);
     assert_false(qapi_co_dispatch(list, ctx, arguments, &ret, &error));
     assert_string_equal(error->message, "Parameter 'node' is unexpected");
     g_clear_error(&error);
@@ -257,11 +262,11 @@ static void test_co_dispatch(void **state)
     assert_null(qapi_find_command(table, 0, "add"));
 }
 
-static void collect(const char *name, JsonNode *data, void *opaque)
+static void collect(const char *name, Tree *data, void *opaque)
 {
     g_autofree char *printed = data ? json_to_str(data, false) : g_strdup("nothing");
     g_string_append_printf(opaque, "%s %s\n", name, printed);
-    g_clear_pointer(&data, json_node_unref);
+    g_clear_pointer(&data, tree_unref);
 }
 
 static void test_events(void **state)
@@ -277,7 +282,7 @@ static void test_events(void **state)
 
 static void test_introspection(void **state)
 {
-    g_autoptr(JsonNode) node = qapi_introspect();
+    g_autoptr(Tree) node = qapi_introspect();
     g_autoptr(GError) error = NULL;
     g_autoptr(SchemaInfoList) list = qapi_decode_SchemaInfoList(node, &error);
     assert_non_null(list);
@@ -287,8 +292,8 @@ static void test_introspection(void **state)
         found |= info->meta_type == SCHEMA_META_TYPE_COMMAND && !strcmp(info->name, "query-qmp-schema");
     }
     assert_true(found);
-    g_autoptr(JsonNode) again = qapi_encode_SchemaInfoList(list);
-    assert_int_equal(json_array_get_length(json_node_get_array(again)), list->len);
+    g_autoptr(Tree) again = qapi_encode_SchemaInfoList(list);
+    assert_int_equal(tree_size(again), list->len);
 }
 
 /* The deepest JSON that the parser lets through, on a type that nests. */

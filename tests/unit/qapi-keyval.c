@@ -4,7 +4,7 @@
 #include "qapi/rt/keyval.h"
 #include "qapi/rt/json.h"
 #include "qapi/types.h"
-#include <json-glib/json-glib.h>
+#include "qapi/rt/tree.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
@@ -34,7 +34,7 @@ static void test_good(void **state)
     };
     for (size_t i = 0; i < G_N_ELEMENTS(table); i++) {
         g_autoptr(GError) error = NULL;
-        g_autoptr(JsonNode) node = keyval_parse(table[i].text, table[i].implied, &error);
+        g_autoptr(Tree) node = keyval_parse(table[i].text, table[i].implied, &error);
         if (!node)
             fail_msg("%s: %s", table[i].text, error->message);
         g_autofree char *printed = json_to_str(node, false);
@@ -72,7 +72,7 @@ static void test_bad(void **state)
     };
     for (size_t i = 0; i < G_N_ELEMENTS(table); i++) {
         g_autoptr(GError) error = NULL;
-        g_autoptr(JsonNode) node = keyval_parse(table[i].text, NULL, &error);
+        g_autoptr(Tree) node = keyval_parse(table[i].text, NULL, &error);
         if (!table[i].message) {
             assert_non_null(node);
             continue;
@@ -89,7 +89,7 @@ static void test_deep(void **state)
     for (int i = 1; i < JSON_MAX_DEPTH; i++)
         g_string_append(key, ".a");
     g_autofree char *deepest = g_strconcat(key->str, "=1", NULL);
-    g_autoptr(JsonNode) node = keyval_parse(deepest, NULL, NULL);
+    g_autoptr(Tree) node = keyval_parse(deepest, NULL, NULL);
     assert_non_null(node);
     g_autofree char *deeper = g_strconcat(key->str, ".a=1", NULL);
     assert_null(keyval_parse(deeper, NULL, NULL));
@@ -99,13 +99,13 @@ static void test_deep(void **state)
 static void test_by_steps(void **state)
 {
     g_autoptr(GError) error = NULL;
-    JsonNode *root = keyval_new();
+    Tree *root = tree_object();
     assert_true(keyval_put(root, "driver", "null-co", &error));
     assert_true(keyval_put(root, "cache.direct", "on", &error));
     assert_false(keyval_put(root, "cache", "on", &error));
     assert_string_equal(error->message, "Parameters 'cache.*' used inconsistently");
     g_clear_error(&error);
-    g_autoptr(JsonNode) tree = keyval_finish(root, &error);
+    g_autoptr(Tree) tree = keyval_finish(root, &error);
     g_autoptr(BlockdevOptions) node = qapi_decode_keyval_BlockdevOptions(tree, &error);
     assert_non_null(node);
     assert_true(node->cache->direct);

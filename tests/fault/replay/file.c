@@ -92,7 +92,7 @@ static void load_co_base(Run *run, const View *view)
 {
     g_autofree char *json = run_view_json(run, view, "before", VIEW_READ);
     g_autoptr(GError) error = NULL;
-    g_autoptr(JsonNode) tree = json_parse(json, -1, NULL);
+    g_autoptr(Tree) tree = json_parse(json, -1, NULL);
     g_autoptr(BlockdevOptions) options = qapi_decode_BlockdevOptions(tree, NULL);
     Node *node = node_co_open(run->daemon->graph, options, NULL, &error);
     Port *port =

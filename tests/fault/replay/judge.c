@@ -68,7 +68,7 @@ static Node *open_co_view(const Case *c, const View *view, const char *name, Vie
 {
     g_autofree char *json = run_view_json(c->run, view, name, mode);
     g_autoptr(GError) error = NULL;
-    g_autoptr(JsonNode) tree = json_parse(json, -1, &error);
+    g_autoptr(Tree) tree = json_parse(json, -1, &error);
     g_autoptr(BlockdevOptions) options = tree ? qapi_decode_BlockdevOptions(tree, &error) : NULL;
     Node *node = options ? node_co_open(c->run->daemon->graph, options, NULL, &error) : NULL;
 

@@ -103,10 +103,10 @@ static void quiet(const char *text)
 
 /* ---- a process of its own for every core ------------------------------------------------------------------------ */
 
-static void ignore_event(const char *name, JsonNode *data, void *opaque)
+static void ignore_event(const char *name, Tree *data, void *opaque)
 {
     if (data)
-        json_node_unref(data);
+        tree_unref(data);
 }
 
 static void task_co_entry(void *opaque)

@@ -94,26 +94,25 @@ bool run_co_cmd(Run *run, const char *fmt, ...)
 {
     QmpContext ctx = {.daemon = run->daemon};
     g_autoptr(GError) error = NULL;
-    JsonNode *ret = NULL;
+    Tree *ret = NULL;
     va_list args;
 
     va_start(args, fmt);
     g_autofree char *text = g_strdup_vprintf(fmt, args);
     va_end(args);
-    g_autoptr(JsonNode) tree = json_parse(text, -1, &error);
+    g_autoptr(Tree) tree = json_parse(text, -1, &error);
     if (!tree)
         run_fail(run, "%s: %s", text, error->message);
-    JsonObject *object = json_node_get_object(tree);
-    const char *name = json_object_get_string_member(object, "execute");
+    const char *name = tree_get_string(tree, "execute");
     const QapiCommand *command = qapi_find_command(qapi_commands, qapi_n_commands, name);
     if (!command)
         run_fail(run, "there is no command '%s'", name);
-    if (!qapi_co_dispatch(command, &ctx, json_object_get_member(object, "arguments"), &ret, &error)) {
+    if (!qapi_co_dispatch(command, &ctx, tree_get(tree, "arguments"), &ret, &error)) {
         if (!fault.happened)
             run_fail(run, "%s: %s", text, error->message);
         return false;
     }
-    json_node_unref(ret);
+    tree_unref(ret);
     return true;
 }
 
@@ -139,7 +138,7 @@ Port *run_co_disk(Run *run, const char *disk, ViewMode mode)
     const char *json = mode == VIEW_LOGGED ? run_logged(run, disk) : plain;
     unsigned perm = PERM_CONSISTENT_READ | (mode != VIEW_READ ? PERM_WRITE | PERM_RESIZE : 0);
     g_autoptr(GError) error = NULL;
-    g_autoptr(JsonNode) tree = json_parse(json, -1, &error);
+    g_autoptr(Tree) tree = json_parse(json, -1, &error);
     g_autoptr(BlockdevOptions) options = tree ? qapi_decode_BlockdevOptions(tree, &error) : NULL;
     Node *node = options ? node_co_open(run->daemon->graph, options, NULL, &error) : NULL;
     Port *port = node ? port_co_new(run->daemon->graph, node, perm, PERM_ALL, NULL, NULL, &error) : NULL;
@@ -197,17 +196,16 @@ void run_co_job_wait(Run *run, const char *job, const char *state)
         QmpContext ctx = {.daemon = run->daemon};
         const QapiCommand *command = qapi_find_command(qapi_commands, qapi_n_commands, "query-jobs");
         g_autoptr(GError) error = NULL;
-        JsonNode *ret = NULL;
+        Tree *ret = NULL;
         const char *status = NULL, *trouble = NULL;
         if (!qapi_co_dispatch(command, &ctx, NULL, &ret, &error))
             run_fail(run, "query-jobs: %s", error->message);
-        g_autoptr(JsonNode) tree = ret;
-        JsonArray *jobs = json_node_get_array(tree);
-        for (guint i = 0; i < json_array_get_length(jobs); i++) {
-            JsonObject *o = json_array_get_object_element(jobs, i);
-            if (strcmp(json_object_get_string_member(o, "id"), job) == 0) {
-                status = json_object_get_string_member(o, "status");
-                trouble = json_object_get_string_member_with_default(o, "error", NULL);
+        g_autoptr(Tree) tree = ret;
+        for (guint i = 0; i < tree_size(tree); i++) {
+            const Tree *o = tree_element(tree, i);
+            if (strcmp(tree_get_string(o, "id"), job) == 0) {
+                status = tree_get_string(o, "status");
+                trouble = tree_get_string(o, "error");
             }
         }
         if (!status || (trouble && !fault.happened))

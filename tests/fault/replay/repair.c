@@ -64,7 +64,7 @@ static void content_clear(void *opaque)
 static Node *open_co_image(Run *run, ViewMode mode, GError **error)
 {
     g_autofree char *json = run_view_json(run, &g_array_index(run->views, View, 0), "image", mode);
-    g_autoptr(JsonNode) tree = json_parse(json, -1, NULL);
+    g_autoptr(Tree) tree = json_parse(json, -1, NULL);
     g_autoptr(BlockdevOptions) options = qapi_decode_BlockdevOptions(tree, NULL);
 
     return node_co_open(run->daemon->graph, options, NULL, error);

@@ -10,7 +10,6 @@
 #include "tests/fault/replay/states.h"
 #include "block/graph/port.h"
 #include "daemon/daemon.h"
-#include <json-glib/json-glib.h>
 
 typedef struct Run Run;
 typedef struct Claim Claim;

@@ -110,7 +110,7 @@ static bool applied_whole(Run *run, const uint8_t *guest, uint64_t size, uint64_
 static bool snapshots_co_check(Run *run, const uint8_t *guest, uint64_t size, uint64_t when, char **ret_why)
 {
     g_autofree char *json = run_view_json(run, &g_array_index(run->views, View, 0), "snapshots", VIEW_WRITE);
-    g_autoptr(JsonNode) tree = json_parse(json, -1, NULL);
+    g_autoptr(Tree) tree = json_parse(json, -1, NULL);
     g_autoptr(BlockdevOptions) options = qapi_decode_BlockdevOptions(tree, NULL);
     g_autoptr(GError) error = NULL;
     Node *node = node_co_open(run->daemon->graph, options, NULL, &error);
