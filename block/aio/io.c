@@ -37,6 +37,7 @@
 #define SHARE_MIN       (64 * 1024)
 /* Of a worker's buffer for copies between memory files: it has to stay in the processor's cache. */
 #define COPY_BUFFER (512 * 1024)
+#define COPY_LAST   (32 * 1024) /* of it, written while the next thread wakes */
 /*
  * Such copies at a time: as many as there are processors, at least two, so that one reads while the other writes, and
  * no more than this, which would keep short work from the worker threads. Measured on two processors (medians of 13, by
@@ -244,6 +245,7 @@ typedef struct CopyRange {
     int in, out;
     off_t from, to;
     size_t bytes;
+    bool thrifty;
 } CopyRange;
 
 static int copy_range(void *opaque)
@@ -261,6 +263,29 @@ static int copy_range(void *opaque)
 }
 
 /*
+ * Waiting for a file's lock, the kernel spins. So thrifty writers wait for their turn asleep; and each passes it on a
+ * little early, so that the next is awake when the lock is free. A backup of 1 GiB takes 0.40 s of processor time
+ * instead of 0.45, and as long, within 4 % (medians of 7; without the early end 5 %). A mirror, which has to catch up
+ * with its guest, was up to 12 % slower, so it does without.
+ */
+static ssize_t write_in_turn(int fd, char *buf, size_t bytes, off_t offset)
+{
+    /* By the file's number: files that share a turn only lose time. */
+    static pthread_mutex_t turns[] = {[0 ... 15] = PTHREAD_MUTEX_INITIALIZER};
+    pthread_mutex_t *turn = &turns[(unsigned)fd % G_N_ELEMENTS(turns)];
+    struct iovec part = {.iov_base = buf, .iov_len = bytes > 2 * COPY_LAST ? bytes - COPY_LAST : bytes};
+
+    pthread_mutex_lock(turn);
+    ssize_t n = pwrite_now(fd, &part, 1, offset, 0);
+    pthread_mutex_unlock(turn);
+    if (n < 0 || (size_t)n < part.iov_len || (size_t)n == bytes)
+        return n;
+    part = (struct iovec){.iov_base = buf + n, .iov_len = bytes - (size_t)n};
+    ssize_t last = pwrite_now(fd, &part, 1, offset + n, 0);
+    return last < 0 ? last : n + last;
+}
+
+/*
  * The same by way of a buffer. tmpfs lets one writer at a time into a file, and copy_file_range(2) keeps others out
  * while it fetches the source from memory; so two threads copy no faster than one. With a buffer one reads while the
  * other writes: measured on two processors, 1 GiB of a new file by two threads takes 0.24 s (0.48 s of processor time)
@@ -274,9 +299,9 @@ static int copy_through(void *opaque)
     while (c->bytes) {
         struct iovec part = {.iov_base = buf, .iov_len = MIN(c->bytes, sizeof(buf))};
         ssize_t n = pread_now(c->in, &part, 1, c->from, 0);
-        if (n > 0) {
+        if (n > 0) { /* what is left over is read again */
             part.iov_len = (size_t)n;
-            n = pwrite_now(c->out, &part, 1, c->to, 0); /* what it leaves over is read again */
+            n = c->thrifty ? write_in_turn(c->out, buf, (size_t)n, c->to) : pwrite_now(c->out, &part, 1, c->to, 0);
         }
         if (n <= 0)
             return n < 0 ? (int)n : -ENODATA;
@@ -287,9 +312,9 @@ static int copy_through(void *opaque)
     return 0;
 }
 
-int aio_co_copy_range(int in, int64_t from, int out, int64_t to, size_t bytes)
+int aio_co_copy_range(int in, int64_t from, int out, int64_t to, size_t bytes, bool thrifty)
 {
-    CopyRange c = {.in = in, .from = from, .out = out, .to = to, .bytes = bytes};
+    CopyRange c = {.in = in, .from = from, .out = out, .to = to, .bytes = bytes, .thrifty = thrifty};
     Loop *loop = coroutine_self()->loop;
     const bool memory = fd_is_memory(loop, in) && fd_is_memory(loop, out);
     /* A short copy in memory takes less than to wake a worker and to be woken by it. */

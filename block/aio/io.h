@@ -16,8 +16,9 @@ ssize_t aio_co_pwritev(int fd, const struct iovec *iov, int niov, int64_t offset
 int aio_co_fsync(int fd, bool datasync);
 int aio_co_fallocate(int fd, int mode, int64_t offset, int64_t length);
 /* Copies @bytes from file to file, by copy_file_range(2) or a buffer, on a worker thread: 0, or -errno after some
- * of it may have been. -ENODATA: @in ends before. Not cancellable. */
-int aio_co_copy_range(int in, int64_t from, int out, int64_t to, size_t bytes);
+ * of it may have been. @thrifty: waits asleep where that takes a little longer. -ENODATA: @in ends before. Not
+ * cancellable. */
+int aio_co_copy_range(int in, int64_t from, int out, int64_t to, size_t bytes, bool thrifty);
 
 /* Sockets. @fd may be blocking or not. */
 ssize_t aio_co_recv(int fd, void *buf, size_t size, int flags);

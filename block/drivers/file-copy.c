@@ -10,7 +10,7 @@
 #include <errno.h>
 #include <unistd.h>
 
-int file_co_copy_from(Node *node, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset)
+int file_co_copy_from(Node *node, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset, ReqFlags flags)
 {
     FileState *s = node->state, *from = source->state;
     int ret;
@@ -19,7 +19,8 @@ int file_co_copy_from(Node *node, uint64_t offset, uint64_t bytes, Node *source,
     if (source->drv->co_copy_from != file_co_copy_from || s->no_copy || s->device || from->device || s->direct ||
         from->direct || node == source)
         return -ENOTSUP;
-    ret = aio_co_copy_range(from->fd, (int64_t)source_offset, s->fd, (int64_t)offset, (size_t)bytes);
+    ret =
+        aio_co_copy_range(from->fd, (int64_t)source_offset, s->fd, (int64_t)offset, (size_t)bytes, flags & REQ_THRIFTY);
     if (ret == -ENODATA)
         return -ENOTSUP; /* what is left reads as zeroes, which is not ours to write */
     if (ret == -EXDEV || ret == -EINVAL || ret == -EOPNOTSUPP || ret == -ENOSYS || ret == -EPERM || ret == -EBADF) {

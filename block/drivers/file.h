@@ -70,7 +70,8 @@ int file_co_flush_to_disk(Node *node);
 
 /* ---- file-copy.c ------------------------------------------------------------------------------------------------ */
 
-int file_co_copy_from(Node *node, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset);
+int file_co_copy_from(Node *node, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset,
+                      ReqFlags flags);
 
 /* ---- file-space.c ----------------------------------------------------------------------------------------------- */
 

@@ -155,14 +155,15 @@ static int raw_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoV
     return child_co_pwritev(node->file, offset + s->offset, bytes, vec, vec_offset, flags);
 }
 
-static int raw_co_copy_from(Node *node, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset)
+static int raw_co_copy_from(Node *node, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset,
+                            ReqFlags flags)
 {
     RawState *s = node->state;
 
     /* The guard wants to see the bytes; so does nobody else. */
     if ((node->probed && offset < PROBE_SIZE) || (s->has_size && offset + bytes > s->size))
         return -ENOTSUP;
-    return child_co_copy_from(node->file, offset + s->offset, bytes, source, source_offset);
+    return child_co_copy_from(node->file, offset + s->offset, bytes, source, source_offset, flags);
 }
 
 static int raw_co_pwrite_zeroes(Node *node, uint64_t offset, uint64_t bytes, ReqFlags flags)

@@ -30,6 +30,7 @@ typedef enum ReqFlags {
     REQ_WRITE_COMPRESSED = 1 << 4, /* store compressed: whole clusters only */
     REQ_COPY_ON_READ = 1 << 5,     /* a read: what the node has not allocated is written to it (PERM_WRITE_UNCHANGED) */
     REQ_MAY_SKIP_ZEROES = 1 << 6,  /* a read may return READ_ZEROES instead of filling the buffer with zeroes */
+    REQ_THRIFTY = 1 << 7,          /* a copy: may take a little longer where that saves processor time */
 } ReqFlags;
 
 /* All that was to be read reads as zeroes; what the buffer holds means nothing. Only with REQ_MAY_SKIP_ZEROES. */
@@ -137,10 +138,11 @@ struct Driver {
     int (*co_pwrite_zeroes)(Node *node, uint64_t offset, uint64_t bytes, ReqFlags flags);
     /* A hint; -ENOTSUP counts as success. Only called when the node has discard=unmap. */
     int (*co_pdiscard)(Node *node, uint64_t offset, uint64_t bytes);
-    /* A write whose data @source, a leaf, holds at @source_offset. -ENOTSUP (never between these two) and -EAGAIN (not
-     * this range): the caller reads and writes. NULL: -ENOTSUP, or the filtered child's in a filter that does not look
-     * at writes. */
-    int (*co_copy_from)(Node *node, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset);
+    /* A write whose data @source, a leaf, holds at @source_offset. @flags: REQ_THRIFTY or none. -ENOTSUP (never between
+     * these two) and -EAGAIN (not this range): the caller reads and writes. NULL: -ENOTSUP, or the filtered child's in
+     * a filter that does not look at writes. */
+    int (*co_copy_from)(Node *node, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset,
+                        ReqFlags flags);
     /* One compressed cluster (or the image's tail): for REQ_WRITE_COMPRESSED. NULL: -ENOTSUP. */
     int (*co_pwritev_compressed)(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset);
     /* Writes the driver's own caches down; the graph flushes the children afterwards. */

@@ -7,16 +7,18 @@
  */
 #include "block/graph/graph-int.h"
 
-static int driver_co_copy_from(Node *node, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset)
+static int driver_co_copy_from(Node *node, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset,
+                               ReqFlags flags)
 {
     if (node->drv->co_copy_from)
-        return node->drv->co_copy_from(node, offset, bytes, source, source_offset);
+        return node->drv->co_copy_from(node, offset, bytes, source, source_offset, flags);
     if (node_filtered_child(node) && !node->drv->co_pwritev)
-        return child_co_copy_from(node->file, offset, bytes, source, source_offset);
+        return child_co_copy_from(node->file, offset, bytes, source, source_offset, flags);
     return -ENOTSUP;
 }
 
-int child_co_copy_from(Child *child, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset)
+int child_co_copy_from(Child *child, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset,
+                       ReqFlags flags)
 {
     Node *node = child->node;
     TrackedRequest req;
@@ -35,7 +37,7 @@ int child_co_copy_from(Child *child, uint64_t offset, uint64_t bytes, Node *sour
     node_in_flight_inc(source);
     tracked_begin(&req, node, offset, bytes);
     tracked_co_wait(&req);
-    ret = driver_co_copy_from(node, offset, bytes, source, source_offset);
+    ret = driver_co_copy_from(node, offset, bytes, source, source_offset, flags);
     /* Part of it may have been written before it turned out not to work. */
     ret = node_co_write_done(node, offset, bytes, 0, ret);
     tracked_end(&req);

@@ -26,9 +26,10 @@ bool child_co_truncate(Child *child, uint64_t size, bool exact, PreallocMode pre
 bool node_may_grow(const Node *node);
 
 /* Writes what @source (a leaf that block status named, alive for as long) holds at @source_offset, by the host's own
- * means. -ENOTSUP: there are none between these two; -EAGAIN: not for this range. In both cases part of it may have
- * been written. */
-int child_co_copy_from(Child *child, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset);
+ * means. @flags: REQ_THRIFTY or none. -ENOTSUP: there are none between these two; -EAGAIN: not for this range. In both
+ * cases part of it may have been written. */
+int child_co_copy_from(Child *child, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset,
+                       ReqFlags flags);
 
 /* Appends the pages that hold the data to @pipe. They go on showing what is written there until the pipe's reader has
  * read them: io-pages.c says which drivers may do that. -ENOTSUP: this read has to copy; after any error the pipe is of

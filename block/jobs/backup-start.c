@@ -131,6 +131,7 @@ static bool make_copy(BackupJob *b, const BackupStart *s, Child *target, GError 
         .compress_cluster = a->compress ? s->cluster : 0,
         .skip_zeroes = s->sync == MIRROR_SYNC_MODE_FULL,
         .unmap = true,
+        .thrifty = true,
         .whole_granules = true,
         .on_source_error = a->on_source_error,
         .on_target_error = a->on_target_error,

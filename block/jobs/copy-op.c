@@ -108,7 +108,7 @@ static void copy_co_offload(Copy *c, uint64_t *offset, uint64_t *bytes)
         if (ret < 0 || !status.bytes || !(status.flags & STATUS_OFFSET_VALID) || !(status.flags & STATUS_DATA))
             return;
         n = u64_min(status.bytes, *bytes);
-        ret = child_co_copy_from(c->opt.target, *offset, n, status.file, status.map);
+        ret = child_co_copy_from(c->opt.target, *offset, n, status.file, status.map, c->opt.thrifty ? REQ_THRIFTY : 0);
         if (ret < 0) {
             c->no_offload = ret == -ENOTSUP;
             return;

@@ -27,6 +27,7 @@ typedef struct CopyOptions {
     uint64_t compress_cluster; /* write compressed, in units of this; 0: plain */
     bool skip_zeroes;          /* leave alone what reads as zeroes on both sides */
     bool unmap;                /* zeroes may become unallocated */
+    bool thrifty;              /* nobody waits for the end: save processor time */
     bool copy_on_read;         /* no target: the source takes in what it reads from its backing file */
     bool whole_granules;       /* progress counts the last granule as a whole */
     BlockdevOnError on_source_error, on_target_error;

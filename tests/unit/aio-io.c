@@ -176,7 +176,7 @@ static int copy_source(bool memory)
     return fd;
 }
 
-static void copy_co_between(bool memory)
+static void copy_co_between(bool memory, bool thrifty)
 {
     static const size_t sizes[] = {1, 4096, 512 * 1024, 2 * 512 * 1024 + 11, COPY_BYTES - 100};
     g_autofree char *data = copy_pattern();
@@ -185,7 +185,7 @@ static void copy_co_between(bool memory)
     for (size_t i = 0; i < G_N_ELEMENTS(sizes); i++) {
         const int out = copy_source(memory);
         assert_return_code(ftruncate(out, 0), 0);
-        assert_int_equal(aio_co_copy_range(in, 100, out, 7, sizes[i]), 0);
+        assert_int_equal(aio_co_copy_range(in, 100, out, 7, sizes[i], thrifty), 0);
         assert_int_equal(pread(out, got, COPY_BYTES, 7), sizes[i]); /* and not a byte more */
         assert_memory_equal(got, data + 100, sizes[i]);
         close(out);
@@ -195,8 +195,9 @@ static void copy_co_between(bool memory)
 
 static void copy_co_entry(void *opaque)
 {
-    copy_co_between(true);
-    copy_co_between(false);
+    copy_co_between(true, false);
+    copy_co_between(true, true);
+    copy_co_between(false, false);
     done();
 }
 
@@ -210,13 +211,14 @@ static void copy_errors_co_entry(void *opaque)
 {
     g_autofree char *data = copy_pattern();
     g_autofree char *got = g_malloc(COPY_BYTES);
+    const bool thrifty = opaque;
     const int in = copy_source(true), out = memfd_create("aio-io", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    assert_int_equal(aio_co_copy_range(in, 0, out, 0, COPY_BYTES + 1), -ENODATA);
+    assert_int_equal(aio_co_copy_range(in, 0, out, 0, COPY_BYTES + 1, thrifty), -ENODATA);
     assert_int_equal(pread(out, got, COPY_BYTES, 0), COPY_BYTES);
     assert_memory_equal(got, data, COPY_BYTES);
     assert_int_equal(fcntl(out, F_ADD_SEALS, F_SEAL_WRITE), 0);
-    assert_int_equal(aio_co_copy_range(in, 0, out, 0, COPY_BYTES), -EPERM);
-    assert_int_equal(aio_co_copy_range(in, 0, -1, 0, COPY_BYTES), -EBADF);
+    assert_int_equal(aio_co_copy_range(in, 0, out, 0, COPY_BYTES, thrifty), -EPERM);
+    assert_int_equal(aio_co_copy_range(in, 0, -1, 0, COPY_BYTES, thrifty), -EBADF);
     close(in);
     close(out);
     done();
@@ -224,7 +226,8 @@ static void copy_errors_co_entry(void *opaque)
 
 static void test_copy_range_errors(void **state)
 {
-    run(copy_errors_co_entry, NULL);
+    run(copy_errors_co_entry, GINT_TO_POINTER(false));
+    run(copy_errors_co_entry, GINT_TO_POINTER(true));
 }
 
 /* One coroutine that writes to memory without end does not keep a timer from firing. */

@@ -37,12 +37,12 @@ int q2_co_data_write(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, co
     return child_co_pwritev(q->data, host, bytes, vec, vec_offset, 0);
 }
 
-int q2_co_data_copy(Qcow2 *q, uint64_t host, uint64_t bytes, Node *source, uint64_t source_offset)
+int q2_co_data_copy(Qcow2 *q, uint64_t host, uint64_t bytes, Node *source, uint64_t source_offset, ReqFlags flags)
 {
     int ret = data_co_check(q, host, bytes);
 
     /* No event: where blkdebug listens, nothing is copied, and what it would make of one is meant for the write. */
-    return ret < 0 ? ret : child_co_copy_from(q->data, host, bytes, source, source_offset);
+    return ret < 0 ? ret : child_co_copy_from(q->data, host, bytes, source, source_offset, flags);
 }
 
 int q2_co_data_zero(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, ReqFlags flags)

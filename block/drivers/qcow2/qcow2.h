@@ -401,7 +401,7 @@ bool q2_snapshot_size(Node *node, const char *id, const char *name, uint64_t *re
 int q2_co_data_read(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, const IoVec *vec, size_t vec_offset);
 int q2_co_data_write(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, const IoVec *vec, size_t vec_offset);
 /* Writes what @source has, by the host's means: see child_co_copy_from(). Not for encrypted images. */
-int q2_co_data_copy(Qcow2 *q, uint64_t host, uint64_t bytes, Node *source, uint64_t source_offset);
+int q2_co_data_copy(Qcow2 *q, uint64_t host, uint64_t bytes, Node *source, uint64_t source_offset, ReqFlags flags);
 /* -ENOTSUP: zeroes have to be written out by q2_co_data_write(). */
 int q2_co_data_zero(Qcow2 *q, uint64_t guest, uint64_t host, uint64_t bytes, ReqFlags flags);
 /* Makes what was written to another file than the image's durable. */
@@ -435,7 +435,7 @@ void q2_set_geometry(Qcow2 *q);
 /* ---- guest I/O -------------------------------------------------------------------------------------------------- */
 
 int q2_co_preadv(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
-int q2_co_copy_from(Node *node, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset);
+int q2_co_copy_from(Node *node, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset, ReqFlags flags);
 int q2_co_pwritev(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset, ReqFlags flags);
 int q2_co_pwritev_compressed(Node *node, uint64_t offset, uint64_t bytes, const IoVec *vec, size_t vec_offset);
 int q2_co_pwrite_zeroes(Node *node, uint64_t offset, uint64_t bytes, ReqFlags flags);

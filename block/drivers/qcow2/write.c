@@ -23,6 +23,7 @@ typedef struct Payload {
     size_t vec_offset;
     Node *source;
     uint64_t source_offset;
+    ReqFlags flags; /* of the copy from @source */
 } Payload;
 
 /* What one step of a write fills, and the entries that it changes. */
@@ -150,7 +151,7 @@ static int fill_co_run(Qcow2 *q, uint64_t offset, uint64_t bytes, const Payload 
         return cow_co_write(q->node, &cow_ops, &w);
     if (offset != f->start || offset + bytes != end)
         return -EAGAIN;
-    return q2_co_data_copy(q, host, bytes, p->source, p->source_offset);
+    return q2_co_data_copy(q, host, bytes, p->source, p->source_offset, p->flags);
 }
 
 /* Shows what has been filled in the entries. */
@@ -314,13 +315,13 @@ static int copy_co_step(Qcow2 *q, uint64_t offset, uint64_t bytes, const Payload
     if (!map.in_place)
         return payload_co_write_new(q, offset, bytes, p, done);
     phase = q2_data_enter(q);
-    ret = q2_co_data_copy(q, map.host, map.bytes, p->source, p->source_offset);
+    ret = q2_co_data_copy(q, map.host, map.bytes, p->source, p->source_offset, p->flags);
     q2_data_leave(q, phase);
     *done = map.bytes;
     return ret;
 }
 
-int q2_co_copy_from(Node *node, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset)
+int q2_co_copy_from(Node *node, uint64_t offset, uint64_t bytes, Node *source, uint64_t source_offset, ReqFlags flags)
 {
     Qcow2 *q = q2_of(node);
     int ret = q->crypt ? -ENOTSUP : 0;
@@ -330,7 +331,7 @@ int q2_co_copy_from(Node *node, uint64_t offset, uint64_t bytes, Node *source, u
     if (ret == 0 && G_UNLIKELY(!q->wrote))
         ret = q2_co_before_first_write(q);
     while (ret == 0 && bytes) {
-        const Payload p = {.source = source, .source_offset = source_offset};
+        const Payload p = {.source = source, .source_offset = source_offset, .flags = flags};
         uint64_t done;
         ret = copy_co_step(q, offset, bytes, &p, &done);
         if (q2_free_co_reclaim(q, ret))
