@@ -167,6 +167,7 @@ Coroutine *coroutine_start(Loop *loop, CoroutineEntry *entry, void *opaque)
     co->next = NULL;
     co->cancelled = false;
     co->shares = false;
+    co->gate_fd = -1;
     co->entry = entry;
     co->opaque = opaque;
     co_resume(co);

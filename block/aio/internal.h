@@ -16,6 +16,7 @@ typedef enum CoWait {
     CO_LOCK,    /* on a CoQueue */
     CO_SLEEP,   /* its timer */
     CO_IO,      /* the completion of its SQE */
+    CO_GATE,    /* a place at the disk, see gate.c */
     CO_WORKER,  /* its work item */
     CO_ENDED,   /* entry returned; in the pool or about to be freed */
 } CoWait;
@@ -27,16 +28,38 @@ struct Coroutine {
     Coroutine *caller; /* whom it gives the thread back to; NULL: the thread's own stack */
     Coroutine *next;   /* link in the one queue it is on: ready, a CoQueue, the pool */
     CoWait wait;
-    bool cancelled; /* aio_cancel() hit the present CO_IO */
-    bool shares;    /* coroutine_share_work() */
-    bool exclusive; /* CO_LOCK on a CoRwlock: wants to write */
-    int result;     /* of what it waited for */
-    Timer *timer;   /* CO_SLEEP: its timer, for aio_cancel() */
+    bool cancelled;                 /* aio_cancel() hit the present CO_IO */
+    bool shares;                    /* coroutine_share_work() */
+    bool exclusive;                 /* CO_LOCK on a CoRwlock: wants to write */
+    int result;                     /* of what it waited for */
+    int gate_fd;                    /* CO_IO: of the file whose gate it has passed; -1: none */
+    const struct io_uring_sqe *sqe; /* CO_GATE: what it is going to submit */
+    Timer *timer;                   /* CO_SLEEP: its timer, for aio_cancel() */
     CoroutineEntry *entry;
     void *opaque;
     void *stack; /* the mapping, with the guard at its start */
     unsigned valgrind_id;
 };
+
+/* Requests at a disk, see gate.c. A loop's thread. */
+typedef struct Gate {
+    CoQueue waiting; /* CO_GATE */
+    unsigned n_waiting;
+    unsigned in_flight;           /* submitted and not yet completed */
+    unsigned asked;               /* the most of both, lately */
+    unsigned size;                /* of the present bunch: what was in flight when its first came back, */
+    unsigned left;                /* and how many have not */
+    unsigned bunches;             /* in which all came together, less others; up to BUNCHES_MAX */
+    int64_t first, last, silence; /* ns: when the bunch's first and last came, and since when none had */
+} Gate;
+
+/* What is known about a file descriptor, see io.c. */
+typedef struct FileKind {
+    int64_t expires; /* ns of LOOP_CLOCK_REAL */
+    bool memory;
+    bool direct; /* O_DIRECT */
+    Gate gate;
+} FileKind;
 
 typedef struct TimerHeap {
     Timer **slots; /* binary heap by (deadline, order) */
@@ -57,6 +80,7 @@ struct Loop {
     int64_t now[LOOP_CLOCK__MAX];
     bool rate_manual;
 
+    bool pressing;      /* a disk waits for what is queued */
     CoQueue ready;      /* woken: run in this turn */
     CoQueue ready_next; /* rescheduled: run in the next turn */
     TurnEnd *turn_end_head, *turn_end_tail;
@@ -65,9 +89,9 @@ struct Loop {
     TimerHeap timers[LOOP_CLOCK__MAX];
     uint64_t timer_order; /* of the next arming: equal deadlines fire in order of arming */
 
-    unsigned processors;    /* that we may use */
-    int64_t inline_budget;  /* bytes of I/O that may still be done at once in this turn, see io.c */
-    struct FileKind *kinds; /* indexed by fd, see io.c */
+    unsigned processors;   /* that we may use */
+    int64_t inline_budget; /* bytes of I/O that may still be done at once in this turn, see io.c */
+    FileKind *kinds;       /* indexed by fd, see io.c */
     int n_kinds;
     unsigned copies;   /* of memory files on worker threads, see io.c */
     CoQueue copy_done; /* who waits to begin one */
@@ -101,6 +125,8 @@ enum {
 
 /* loop.c: never fails; submits what is queued when the queue is full. */
 struct io_uring_sqe *loop_sqe(Loop *loop);
+/* Submits what is queued. */
+void loop_submit(Loop *loop);
 /* Gets the loop out of its wait. Any thread, async-signal-safe. */
 void loop_wake(Loop *loop);
 
@@ -149,6 +175,13 @@ void workers_free(Loop *loop);
 /* io.c: may @bytes bytes of the file be read or written here and now, since it is memory? Waits for the next turn when
  * this one's budget is used up. */
 bool io_inline_co_admit(Loop *loop, int fd, int64_t offset, size_t bytes);
+
+/* gate.c: whether a request may be submitted now; if not, fill in @sqe, which has to stay, and wait until it has been
+ * and has completed. */
+bool gate_enter(Gate *gate, Loop *loop);
+void gate_co_wait(Gate *gate, Coroutine *self, const struct io_uring_sqe *sqe);
+/* One has completed: lets others in. */
+void gate_leave(Gate *gate, Loop *loop);
 
 /* bufpool.c */
 void bufpool_free(Loop *loop);

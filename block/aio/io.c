@@ -47,11 +47,7 @@
 /* What one call takes from the budget at least. */
 #define INLINE_COST 4096
 
-/* What is known about a file descriptor. It may be closed and its number used anew, so knowledge expires. */
-struct FileKind {
-    int64_t expires; /* ns of LOOP_CLOCK_REAL */
-    bool memory;
-};
+/* A descriptor may be closed and its number used anew, so what is known about it expires. */
 #define KIND_TTL     INT64_C(1000000000)
 #define KIND_FDS_MAX 65536
 
@@ -61,25 +57,34 @@ static bool file_is_memory(int fd)
     return fstatfs(fd, &st) == 0 && (st.f_type == TMPFS_MAGIC || st.f_type == RAMFS_MAGIC);
 }
 
-/* An answer that is out of date costs a detour or, for at most the time to live, a wait on the loop's thread. */
-static bool fd_is_memory(Loop *loop, int fd)
+/* NULL: nothing is known. An answer that is out of date costs a detour or, for at most the time to live, a wait on the
+ * loop's thread. */
+static FileKind *file_kind(Loop *loop, int fd)
 {
     if (G_UNLIKELY(fd < 0))
-        return false;
+        return NULL;
     if (G_UNLIKELY(fd >= loop->n_kinds)) {
         if (fd >= KIND_FDS_MAX)
-            return false;
+            return NULL;
         int n = MIN(KIND_FDS_MAX, MAX(2 * loop->n_kinds, fd + 64));
-        loop->kinds = g_renew(struct FileKind, loop->kinds, n);
-        memset(loop->kinds + loop->n_kinds, 0, (size_t)(n - loop->n_kinds) * sizeof(struct FileKind));
+        loop->kinds = g_renew(FileKind, loop->kinds, n);
+        memset(loop->kinds + loop->n_kinds, 0, (size_t)(n - loop->n_kinds) * sizeof(FileKind));
         loop->n_kinds = n;
     }
-    struct FileKind *kind = &loop->kinds[fd];
+    FileKind *kind = &loop->kinds[fd];
     if (G_UNLIKELY(loop->now[LOOP_CLOCK_REAL] >= kind->expires)) {
+        int flags = fcntl(fd, F_GETFL);
         kind->memory = file_is_memory(fd);
+        kind->direct = !kind->memory && flags >= 0 && flags & O_DIRECT;
         kind->expires = loop->now[LOOP_CLOCK_REAL] + KIND_TTL;
     }
-    return kind->memory;
+    return kind;
+}
+
+static bool fd_is_memory(Loop *loop, int fd)
+{
+    const FileKind *kind = file_kind(loop, fd);
+    return kind && kind->memory;
 }
 
 bool io_inline_co_admit(Loop *loop, int fd, int64_t offset, size_t bytes)
@@ -112,6 +117,32 @@ static int sqe_co_wait(Coroutine *self, struct io_uring_sqe *sqe)
     io_uring_sqe_set_data(sqe, self);
     self->cancelled = false;
     co_suspend(self, CO_IO);
+    return self->result;
+}
+
+/* The same for a read or write of a file, which may have to wait for its place at the disk. */
+typedef void PrepareRw(struct io_uring_sqe *sqe, int fd, const struct iovec *iov, int niov, int64_t offset,
+                       int rw_flags);
+
+static int rw_co_wait(Coroutine *self, PrepareRw *prepare, int fd, const struct iovec *iov, int niov, int64_t offset,
+                      int rw_flags)
+{
+    FileKind *kind = file_kind(self->loop, fd);
+    struct io_uring_sqe held = {0};
+    if (!kind || !kind->direct) {
+        struct io_uring_sqe *sqe = loop_sqe(self->loop);
+        prepare(sqe, fd, iov, niov, offset, rw_flags);
+        return sqe_co_wait(self, sqe);
+    }
+    self->gate_fd = fd;
+    if (gate_enter(&kind->gate, self->loop)) {
+        struct io_uring_sqe *sqe = loop_sqe(self->loop);
+        prepare(sqe, fd, iov, niov, offset, rw_flags);
+        return sqe_co_wait(self, sqe);
+    }
+    prepare(&held, fd, iov, niov, offset, rw_flags);
+    io_uring_sqe_set_data(&held, self);
+    gate_co_wait(&kind->gate, self, &held);
     return self->result;
 }
 
@@ -167,22 +198,36 @@ static ssize_t pwrite_now(int fd, const struct iovec *iov, int niov, int64_t off
     return ret < 0 ? -errno : ret;
 }
 
+static void prepare_read(struct io_uring_sqe *sqe, int fd, const struct iovec *iov, int niov, int64_t offset,
+                         int rw_flags)
+{
+    if (niov == 1) {
+        io_uring_prep_read(sqe, fd, iov->iov_base, (unsigned)iov->iov_len, (uint64_t)offset);
+        sqe->rw_flags = rw_flags;
+    } else {
+        io_uring_prep_readv2(sqe, fd, iov, (unsigned)niov, (uint64_t)offset, rw_flags);
+    }
+}
+
+static void prepare_write(struct io_uring_sqe *sqe, int fd, const struct iovec *iov, int niov, int64_t offset,
+                          int rw_flags)
+{
+    if (niov == 1) {
+        io_uring_prep_write(sqe, fd, iov->iov_base, (unsigned)iov->iov_len, (uint64_t)offset);
+        sqe->rw_flags = rw_flags;
+    } else {
+        io_uring_prep_writev2(sqe, fd, iov, (unsigned)niov, (uint64_t)offset, rw_flags);
+    }
+}
+
 ssize_t aio_co_preadv(int fd, const struct iovec *iov, int niov, int64_t offset, int rw_flags)
 {
     Coroutine *self = coroutine_self();
-    Loop *loop = self->loop;
     if (here_co_admit(self, fd, offset, iov_bytes(iov, niov)))
         return pread_now(fd, iov, niov, offset, rw_flags);
     int ret;
     do {
-        struct io_uring_sqe *sqe = loop_sqe(loop);
-        if (niov == 1) {
-            io_uring_prep_read(sqe, fd, iov->iov_base, iov->iov_len, offset);
-            sqe->rw_flags = rw_flags;
-        } else {
-            io_uring_prep_readv2(sqe, fd, iov, niov, offset, rw_flags);
-        }
-        ret = sqe_co_wait(self, sqe);
+        ret = rw_co_wait(self, prepare_read, fd, iov, niov, offset, rw_flags);
     } while (io_co_again(self, &ret, fd, POLLIN, rw_flags & RWF_NOWAIT));
     return ret;
 }
@@ -190,19 +235,11 @@ ssize_t aio_co_preadv(int fd, const struct iovec *iov, int niov, int64_t offset,
 ssize_t aio_co_pwritev(int fd, const struct iovec *iov, int niov, int64_t offset, int rw_flags)
 {
     Coroutine *self = coroutine_self();
-    Loop *loop = self->loop;
     if (here_co_admit(self, fd, offset, iov_bytes(iov, niov)))
         return pwrite_now(fd, iov, niov, offset, rw_flags);
     int ret;
     do {
-        struct io_uring_sqe *sqe = loop_sqe(loop);
-        if (niov == 1) {
-            io_uring_prep_write(sqe, fd, iov->iov_base, iov->iov_len, offset);
-            sqe->rw_flags = rw_flags;
-        } else {
-            io_uring_prep_writev2(sqe, fd, iov, niov, offset, rw_flags);
-        }
-        ret = sqe_co_wait(self, sqe);
+        ret = rw_co_wait(self, prepare_write, fd, iov, niov, offset, rw_flags);
     } while (io_co_again(self, &ret, fd, POLLOUT, rw_flags & RWF_NOWAIT));
     return ret;
 }
@@ -411,6 +448,8 @@ void aio_cancel(Coroutine *co)
         io_uring_prep_cancel(sqe, co, 0);
         io_uring_sqe_set_data64(sqe, UD_IGNORE);
         co->cancelled = true;
+    } else if (co->wait == CO_GATE) {
+        co->cancelled = true; /* and gets no place */
     } else if (co->wait == CO_SLEEP && co->timer) {
         timer_cancel(co->timer);
         co->timer = NULL;

@@ -147,11 +147,16 @@ static void submit_check(int ret)
         g_error("io_uring_enter: %s", g_strerror(-ret));
 }
 
+void loop_submit(Loop *loop)
+{
+    submit_check(io_uring_submit(&loop->ring));
+}
+
 struct io_uring_sqe *loop_sqe(Loop *loop)
 {
     struct io_uring_sqe *sqe;
     while (G_UNLIKELY(!(sqe = io_uring_get_sqe(&loop->ring))))
-        submit_check(io_uring_submit(&loop->ring));
+        loop_submit(loop);
     return sqe;
 }
 
@@ -204,9 +209,16 @@ static void reap(Loop *loop)
         } else if (data != UD_IGNORE) {
             Coroutine *co = (Coroutine *)(uintptr_t)data;
             co->result = res;
+            if (co->gate_fd >= 0) { /* the disk gets something to do before we turn to the answer */
+                gate_leave(&loop->kinds[co->gate_fd].gate, loop);
+                co->gate_fd = -1;
+            }
             co_resume(co);
         }
     }
+    if (loop->pressing)
+        loop_submit(loop);
+    loop->pressing = false;
 }
 
 static void run_ready(Loop *loop)
@@ -304,7 +316,7 @@ static bool look_out(Loop *loop, int64_t wait)
     if (!expecting || loop->working || loop->processors < 2 || (wait >= 0 && wait < TIMER_NEAR_NS) ||
         (!loop->luck && ++loop->unlucky % LUCK_TRIES))
         return false;
-    submit_check(io_uring_submit(&loop->ring));
+    loop_submit(loop);
     const int64_t until = clock_ns() + LOOK_OUT_NS;
     bool came;
     do {
