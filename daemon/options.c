@@ -9,7 +9,6 @@
 #include "daemon/startup.h"
 #include "block/util/error.h"
 #include "qapi/rt/tree.h"
-#include "qapi/rt/tree.h"
 #include <string.h>
 
 const OptionWord option_words[] = {

@@ -9,7 +9,6 @@
 #include "qapi/rt/tree.h"
 #include <errno.h>
 #include <poll.h>
-#include "qapi/rt/tree.h"
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>

@@ -32,7 +32,7 @@ struct Coroutine {
     bool shares;                    /* coroutine_share_work() */
     bool exclusive;                 /* CO_LOCK on a CoRwlock: wants to write */
     int result;                     /* of what it waited for */
-    int gate_fd;                    /* CO_IO: of the file whose gate it has passed; -1: none */
+    int gate_fd;                    /* CO_IO, CO_GATE: of the file whose gate it has passed or waits at; -1: none */
     const struct io_uring_sqe *sqe; /* CO_GATE: what it is going to submit */
     Timer *timer;                   /* CO_SLEEP: its timer, for aio_cancel() */
     CoroutineEntry *entry;
@@ -50,7 +50,12 @@ typedef struct Gate {
     unsigned size;                /* of the present bunch: what was in flight when its first came back, */
     unsigned left;                /* and how many have not */
     unsigned bunches;             /* in which all came together, less others; up to BUNCHES_MAX */
-    int64_t first, last, silence; /* ns: when the bunch's first and last came, and since when none had */
+    int64_t first, last, silence; /* ns: when its first and last came, and since when none had */
+    unsigned held;                /* bunches since requests are held back */
+    unsigned in_vain;             /* bunches that are not to be counted yet, since that was of no use */
+    unsigned again;               /* how many that were after the last trial; 0: it was of use */
+    int64_t pace;                 /* ns for each request of the bunch before the present one, up to this one */
+    int64_t pace_open, pace_held; /* the same, lately, without and with some held back */
 } Gate;
 
 /* What is known about a file descriptor, see io.c. */
@@ -180,6 +185,8 @@ bool io_inline_co_admit(Loop *loop, int fd, int64_t offset, size_t bytes);
  * and has completed. */
 bool gate_enter(Gate *gate, Loop *loop);
 void gate_co_wait(Gate *gate, Coroutine *self, const struct io_uring_sqe *sqe);
+/* For aio_cancel(): @co waits no longer, and gets -ECANCELED. */
+void gate_cancel(Gate *gate, Coroutine *co);
 /* One has completed: lets others in. */
 void gate_leave(Gate *gate, Loop *loop);
 

@@ -1,5 +1,5 @@
 /*
- * The calls of io.h: one SQE each, filled in here, submitted at the end of the turn.
+ * The calls of io.h: one SQE each, filled in here, submitted at the end of the turn or when gate.c lets it.
  */
 #include "block/aio/io.h"
 #include "block/aio/internal.h"
@@ -449,7 +449,7 @@ void aio_cancel(Coroutine *co)
         io_uring_sqe_set_data64(sqe, UD_IGNORE);
         co->cancelled = true;
     } else if (co->wait == CO_GATE) {
-        co->cancelled = true; /* and gets no place */
+        gate_cancel(&co->loop->kinds[co->gate_fd].gate, co);
     } else if (co->wait == CO_SLEEP && co->timer) {
         timer_cancel(co->timer);
         co->timer = NULL;

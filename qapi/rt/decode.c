@@ -88,9 +88,9 @@ static bool out_of_range(Decoder *d, const QapiType *type, const Path *path)
 /* For a TREE_UINT, which no type of ours takes: 64 bits wide, they end at INT64_MAX as file sizes do. */
 static bool too_large(Decoder *d, const QapiType *type, const Path *path)
 {
-    if (type->size < 8)
-        return out_of_range(d, type, path);
-    return type->kind == QAPI_KIND_INT ? wrong_type(d, path, "integer") : expects(d, path, "integer up to 2^63 - 1");
+    if (type->kind == QAPI_KIND_INT)
+        return wrong_type(d, path, "integer");
+    return type->size < 8 ? out_of_range(d, type, path) : expects(d, path, "integer up to 2^63 - 1");
 }
 
 static bool store_int(Decoder *d, const QapiType *type, int64_t value, const Path *path, void *at)

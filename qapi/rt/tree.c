@@ -73,6 +73,8 @@ Tree *tree_double(double value)
 
 Tree *tree_string(const char *value)
 {
+    if (!value)
+        return tree_null();
     Tree *tree = new_tree(TREE_STRING);
     tree->string = g_strdup(value);
     return tree;

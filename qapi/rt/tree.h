@@ -27,7 +27,7 @@ typedef enum TreeKind {
 
 typedef struct Tree Tree;
 
-/* New ones, the caller's; lists and objects are empty, strings are copied. */
+/* New ones, the caller's; lists and objects are empty, strings are copied (NULL: a null). */
 Tree *tree_null(void);
 Tree *tree_bool(bool value);
 Tree *tree_int(int64_t value);
@@ -40,7 +40,7 @@ Tree *tree_object(void);
 Tree *tree_ref(Tree *tree);
 void tree_unref(Tree *tree); /* takes NULL */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Tree, tree_unref)
-/* A copy that shares nothing. */
+/* A copy that shares nothing: what is secret in it has to be wiped there, too. */
 Tree *tree_copy(const Tree *tree);
 /* Are they equal? The order of members does not count, the kind of a number does. */
 bool tree_equal(const Tree *a, const Tree *b);
